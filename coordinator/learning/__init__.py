@@ -1,0 +1,1 @@
+"""Aggregation, distillation and evaluation; runs in the worker process, never imports grpc."""

@@ -1,0 +1,111 @@
+"""Which jobs does the coordinator hand to its worker process, and what comes back?
+
+Every model named here is the path of a canonical tensor file (fedreid.wire.tensors). A job
+writes its output through fedreid.files, so doing it again after a crash is harmless.
+"""
+
+import msgspec
+
+from fedreid.jobs import Job, Report
+from fedreid.plan import AggregationPlan, BackbonePlan, DistillationPlan, Encoding
+
+
+class Contribution(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted update."""
+
+    silo: str
+    path: str
+    num_images: int
+    cosine_distance: float
+
+
+class InitialiseJob(Job, frozen=True, kw_only=True):
+    """Make the first model of a run from the plan's start weights."""
+
+    backbone: BackbonePlan
+    seed: int
+    out: str
+
+
+class InitialiseReport(Report, frozen=True, kw_only=True):
+    """The first model was written."""
+
+    parameters: int
+    """Learned values in it."""
+
+
+class AggregateJob(Job, frozen=True, kw_only=True):
+    """Weighted mean of the round's updates, sorted by silo."""
+
+    base: str
+    contributions: tuple[Contribution, ...]
+    aggregation: AggregationPlan
+    out: str
+
+
+class AggregateReport(Report, frozen=True, kw_only=True):
+    """The aggregate was written."""
+
+    weights: dict[str, float]
+    """Share of each silo; sums to 1."""
+    all_distances_zero: bool
+    """Every cosine distance was 0, so the weights are uniform: worth a warning."""
+    update_norm: float
+    """‖aggregate − base‖ over learned tensors."""
+
+
+class DistilJob(Job, frozen=True, kw_only=True):
+    """Distil the silos' models into the aggregate on public images, or only recalibrate."""
+
+    backbone: BackbonePlan
+    student: str
+    contributions: tuple[Contribution, ...]
+    weights: dict[str, float]
+    distillation: DistillationPlan
+    distil: bool
+    """False: only re-estimate BatchNorm statistics (``bn = recalibrated``)."""
+    recalibrate: bool
+    seed: int
+    out: str
+
+
+class DistilReport(Report, frozen=True, kw_only=True):
+    """The distilled model was written; losses are means over all public images."""
+
+    images: int
+    loss_before: float | None
+    loss_after: float | None
+
+
+class EvaluateJob(Job, frozen=True, kw_only=True):
+    """Measure a model on a labelled folder of the coordinator's own."""
+
+    backbone: BackbonePlan
+    model: str
+    folder: str
+    threads: int
+
+
+class EvaluateReport(Report, frozen=True, kw_only=True):
+    """Ratios in 0..1."""
+
+    rank1: float
+    rank5: float
+    map: float
+    minp: float
+    queries: int
+
+
+class EncodeJob(Job, frozen=True, kw_only=True):
+    """Write a model's payload in another encoding, for downloads."""
+
+    model: str
+    encoding: Encoding
+    out: str
+
+
+class EncodeReport(Report, frozen=True, kw_only=True):
+    """The payload was written."""
+
+    digest: str
+    size_bytes: int

@@ -1,0 +1,1 @@
+"""Images on disk: the layouts operators and researchers have, and generated ones."""

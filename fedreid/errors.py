@@ -1,0 +1,249 @@
+"""What can go wrong for a user, and what does each error say?
+
+The tree::
+
+    FedreidError                    what happened, why, what to do next
+    ├── UsageError                  a command, plan, configuration or name is wrong       exit 2
+    │   ├── NameRefused
+    │   ├── PlanRefused
+    │   └── ConfigRefused
+    ├── TrustError                  who is who could not be settled                       exit 3
+    │   ├── TokenRefused
+    │   ├── IdentityMissing
+    │   ├── IdentityBroken
+    │   ├── AccessDenied
+    │   └── SignatureRefused
+    ├── ConnectionFailed            the other side can't be reached, or broke off         exit 4
+    ├── DatasetError                images that can't be read or trained on               exit 5
+    ├── StorageError                disk full, read-only, damaged file                    exit 6
+    ├── UpdateRefused               an update that must not count, with a closed reason   exit 7
+    ├── PolicyRefused               the operator's policy forbids what was asked          exit 8
+    └── RunError                    a run or job that can't go on                         exit 9
+        └── JobFailed
+
+Each class has a stable ``code``, one gRPC status in :data:`GRPC_STATUS` and one exit code.
+"""
+
+import enum
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of every command."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    TRUST = 3
+    CONNECTION = 4
+    DATASET = 5
+    STORAGE = 6
+    UPDATE = 7
+    POLICY = 8
+    RUN = 9
+    INTERRUPTED = 130
+
+
+class FedreidError(Exception):
+    """An error that is told to a user: what happened, the likely cause, the next step."""
+
+    code = "internal"
+    exit_code = ExitCode.INTERNAL
+    retryable = False
+
+    def __init__(self, what: str, *, why: str = "", next_step: str = "") -> None:
+        self.what = what
+        self.why = why
+        self.next_step = next_step
+        super().__init__(what, why, next_step)
+
+    def __str__(self) -> str:
+        sentences = [self.what, self.why, self.next_step]
+        return " ".join(s if s.endswith((".", "?")) else s + "." for s in sentences if s)
+
+
+class UsageError(FedreidError):
+    """The command, plan, configuration or name that the user gave is wrong."""
+
+    code = "usage"
+    exit_code = ExitCode.USAGE
+
+
+class NameRefused(UsageError):
+    """A name that can't be a URI segment, folder and label at once."""
+
+    code = "name_refused"
+
+    def __init__(self, *, what: str, text: str) -> None:
+        super().__init__(
+            f"{text!r} can't be a {what}",
+            why="a name is 1 to 63 lower-case letters, digits and inner hyphens",
+            next_step="Choose a name such as 'station-north'.",
+        )
+
+
+class PlanRefused(UsageError):
+    """A plan with an unknown key or a value out of range."""
+
+    code = "plan_refused"
+
+
+class ConfigRefused(UsageError):
+    """A configuration file that can't be used."""
+
+    code = "config_refused"
+
+
+class TrustError(FedreidError):
+    """Who is who could not be settled."""
+
+    code = "trust"
+    exit_code = ExitCode.TRUST
+
+
+class TokenRefused(TrustError):
+    """A join token that is malformed, unknown, expired or already used by another key."""
+
+    code = "token_refused"
+
+
+class IdentityMissing(TrustError):
+    """No identity in the data folder yet."""
+
+    code = "identity_missing"
+
+
+class IdentityBroken(TrustError):
+    """An identity whose files do not fit together, or whose certificate has expired."""
+
+    code = "identity_broken"
+
+
+class AccessDenied(TrustError):
+    """The caller is known but may not do this, or is not known at all."""
+
+    code = "access_denied"
+
+
+class SignatureRefused(TrustError):
+    """A model that is unsigned, tampered with, or older than one already seen."""
+
+    code = "signature_refused"
+
+
+class ConnectionFailed(FedreidError):
+    """The other side can't be reached, or the connection broke."""
+
+    code = "connection_failed"
+    exit_code = ExitCode.CONNECTION
+    retryable = True
+
+
+class DatasetError(FedreidError):
+    """Images that can't be read, or can't be trained on."""
+
+    code = "dataset"
+    exit_code = ExitCode.DATASET
+
+
+class StorageError(FedreidError):
+    """A disk that is full or read-only, or a file that is damaged."""
+
+    code = "storage"
+    exit_code = ExitCode.STORAGE
+
+
+class Refusal(enum.Enum):
+    """Why an update does not count; the closed label set of the rejection counter."""
+
+    MANIFEST = "manifest"
+    TENSOR_NAMES = "tensor_names"
+    TENSOR_SHAPE = "tensor_shape"
+    TENSOR_DTYPE = "tensor_dtype"
+    BYTE_COUNT = "byte_count"
+    ENCODING = "encoding"
+    CHUNK = "chunk"
+    DIGEST = "digest"
+    NOT_FINITE = "not_finite"
+    NEGATIVE_VARIANCE = "negative_variance"
+    NORM = "norm"
+    WEIGHT = "weight"
+    REPORT = "report"
+    STALE = "stale"
+    NOT_INVITED = "not_invited"
+    QUOTA = "quota"
+
+
+class UpdateRefused(FedreidError):
+    """An update that must not count."""
+
+    code = "update_refused"
+    exit_code = ExitCode.UPDATE
+
+    def __init__(self, reason: Refusal, what: str, *, why: str = "", next_step: str = "") -> None:
+        self.reason = reason
+        super().__init__(what, why=why, next_step=next_step)
+
+
+class PolicyRefused(FedreidError):
+    """The operator's policy forbids what the coordinator asked for."""
+
+    code = "policy_refused"
+    exit_code = ExitCode.POLICY
+
+
+class RunError(FedreidError):
+    """A run that can't start or go on."""
+
+    code = "run"
+    exit_code = ExitCode.RUN
+
+
+class JobFailed(RunError):
+    """A training or aggregation job whose process failed."""
+
+    code = "job_failed"
+
+
+GRPC_STATUS: dict[type[FedreidError], str] = {
+    UsageError: "INVALID_ARGUMENT",
+    TokenRefused: "PERMISSION_DENIED",
+    TrustError: "PERMISSION_DENIED",
+    ConnectionFailed: "UNAVAILABLE",
+    DatasetError: "FAILED_PRECONDITION",
+    StorageError: "RESOURCE_EXHAUSTED",
+    UpdateRefused: "INVALID_ARGUMENT",
+    PolicyRefused: "FAILED_PRECONDITION",
+    RunError: "FAILED_PRECONDITION",
+}
+"""The gRPC status name of each branch of the tree; a subclass takes its nearest ancestor's."""
+
+
+def grpc_status_name(error: FedreidError) -> str:
+    """The name of the gRPC status code that carries ``error``."""
+    for kind in type(error).__mro__:
+        if kind in GRPC_STATUS:
+            return GRPC_STATUS[kind]
+    return "INTERNAL"
+
+
+_DISK_REASONS = {
+    errno.ENOSPC: ("the disk is full", "Free some space, then start again: nothing is lost."),
+    errno.EDQUOT: ("the disk quota is used up", "Raise the quota, then start again."),
+    errno.EROFS: ("the file system is read-only", "Remount it writable, then start again."),
+    errno.EACCES: ("access is denied", "Correct the owner or mode of the folder."),
+    errno.EIO: ("the disk reported an I/O error", "Check the disk; restore from a backup."),
+}
+
+
+@contextmanager
+def storage_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a :class:`StorageError` that names cause and remedy."""
+    try:
+        yield
+    except OSError as error:
+        why, next_step = _DISK_REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
+        raise StorageError(f"Can't {doing} {path}", why=why, next_step=next_step) from error

@@ -1,0 +1,110 @@
+"""How is a file written so that a crash leaves the old one or the new one, never half?"""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import blake3
+
+from fedreid.errors import storage_errors
+from fedreid.limits import MIB
+from fedreid.names import Digest
+
+_READ_BYTES = 1 * MIB
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's own entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbour for writing; on success it durably takes ``path``'s place.
+
+    Raises:
+        StorageError: the disk is full, read-only or fails; ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors("write", path):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Durably write a whole small file."""
+    with replacing(path, mode=mode) as stream:
+        stream.write(data)
+
+
+def write_with(path: Path, write: Callable[[IO[bytes]], None], *, mode: int = 0o644) -> None:
+    """Durably write a file whose bytes ``write`` produces."""
+    with replacing(path, mode=mode) as stream:
+        write(stream)
+
+
+def make_folder(path: Path, *, mode: int = 0o755) -> Path:
+    """Create a folder with its parents; an existing one is left as it is."""
+    with storage_errors("create", path):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    return path
+
+
+def flip_folder(built: Path, path: Path) -> None:
+    """Durably move a finished folder to its final name, which must not exist yet."""
+    with storage_errors("move into place", path):
+        for file in built.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        sync_folder(built)
+        os.rename(built, path)
+        sync_folder(path.parent)
+
+
+def flip_link(link: Path, target: str) -> None:
+    """Durably point a symbolic link at ``target`` (a sibling's name)."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    with storage_errors("flip", link):
+        temporary.unlink(missing_ok=True)
+        os.symlink(target, temporary)
+        os.replace(temporary, link)
+        sync_folder(link.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all it holds; a missing one is fine."""
+    with storage_errors("remove", path):
+        shutil.rmtree(path, ignore_errors=not path.exists())
+
+
+def digest_of(path: Path) -> Digest:
+    """BLAKE3 of a file's bytes, read in blocks."""
+    hasher = blake3.blake3()
+    with storage_errors("read", path), path.open("rb", buffering=0) as stream:
+        block = bytearray(_READ_BYTES)
+        view = memoryview(block)
+        while count := stream.readinto(view):
+            hasher.update(view[:count])
+    return Digest(hasher.hexdigest())
+
+
+def others_may_read(path: Path) -> bool:
+    """Whether group or others have any access to ``path``."""
+    return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)

@@ -1,0 +1,195 @@
+"""How does a small service process hand heavy work to a child that holds torch?
+
+The child is ``python -m MODULE``; both sides speak JSON lines over the child's standard input
+and output: one request, then any number of progress lines, then one result or error line.
+Work never blocks the parent's event loop, and a child that dies is a :class:`JobFailed` for the
+job at hand; the next job starts a new child. Jobs read and write files; no tensor crosses here.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from fedreid.errors import DatasetError, FedreidError, JobFailed, StorageError, UsageError
+from fedreid.limits import JOB_LINE_BYTES
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Work for the child; subclasses are told apart by their class name."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finished job returns: numbers and paths."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """How far a job is."""
+
+    phase: str
+    done: int
+    total: int
+    loss: float | None = None
+
+
+class _Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    report: msgspec.Raw
+
+
+class _Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    code: str
+    what: str
+    why: str
+    next_step: str
+
+
+_Line = Progress | _Finished | _Refused
+ProgressSink = Callable[[Progress], None]
+ReportT = TypeVar("ReportT", bound=Report)
+
+_TOLD: dict[str, type[FedreidError]] = {
+    kind.code: kind for kind in (DatasetError, StorageError, UsageError, JobFailed)
+}
+_STOP_GRACE_S = 5.0
+_STDERR_TAIL_BYTES = 4000
+
+
+class Worker:
+    """The parent's side: one child, started at the first job, given one job at a time."""
+
+    def __init__(self, module: str, *, environment: dict[str, str] | None = None) -> None:
+        self._module = module
+        self._environment = environment or {}
+        self._child: asyncio.subprocess.Process | None = None
+        self._stderr = b""
+        self._stderr_reader: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running child, if there is one."""
+        return self._child.pid if self._child is not None else None
+
+    async def run(self, job: Job, returns: type[ReportT], progress: ProgressSink) -> ReportT:
+        """Do one job.
+
+        Raises:
+            DatasetError, StorageError, UsageError: as the job raised them.
+            JobFailed: the child failed or died; its last words are in the message.
+        """
+        async with self._turn:
+            child = await self._started()
+            assert child.stdin is not None and child.stdout is not None
+            try:
+                child.stdin.write(msgspec.json.encode(job) + b"\n")
+                await child.stdin.drain()
+                while line := await child.stdout.readline():
+                    message = msgspec.json.decode(line, type=_Line)
+                    if isinstance(message, Progress):
+                        progress(message)
+                    elif isinstance(message, _Finished):
+                        return msgspec.json.decode(message.report, type=returns)
+                    else:
+                        raise _TOLD.get(message.code, JobFailed)(
+                            message.what, why=message.why, next_step=message.next_step
+                        )
+                raise await self._died()
+            except (asyncio.CancelledError, BrokenPipeError, ConnectionResetError):
+                await self._end()
+                raise
+
+    async def close(self) -> None:
+        """End the child."""
+        await self._end()
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        if self._child is None or self._child.returncode is not None:
+            self._stderr = b""
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                self._module,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=JOB_LINE_BYTES,
+                env={**os.environ, **self._environment},
+            )
+            self._stderr_reader = asyncio.create_task(self._keep_stderr(self._child))
+        return self._child
+
+    async def _keep_stderr(self, child: asyncio.subprocess.Process) -> None:
+        assert child.stderr is not None
+        while block := await child.stderr.read(_STDERR_TAIL_BYTES):
+            self._stderr = (self._stderr + block)[-_STDERR_TAIL_BYTES:]
+
+    async def _died(self) -> JobFailed:
+        assert self._child is not None
+        code = await self._child.wait()
+        if self._stderr_reader is not None:
+            await self._stderr_reader
+        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        words = self._stderr.decode(errors="replace").strip().splitlines()
+        return JobFailed(
+            f"The process of {self._module} ended in the middle of a job ({ending})",
+            why=words[-1] if words else "it may have run out of memory",
+            next_step="The job is tried again; if it fails again, look at the machine's memory.",
+        )
+
+    async def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+            try:
+                await asyncio.wait_for(child.wait(), _STOP_GRACE_S)
+            except TimeoutError:
+                child.kill()
+                await child.wait()
+        if self._stderr_reader is not None:
+            await self._stderr_reader
+
+
+Handler = Callable[[Any, ProgressSink], Report]
+
+
+def serve(handlers: dict[type[Job], Handler]) -> None:
+    """The child's side: answer jobs from standard input until it is closed.
+
+    Standard output belongs to the protocol: it is moved away first, so that a library that
+    prints can't break a line.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the group; the parent decides
+    lines = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def tell(message: _Line) -> None:
+        lines.write(msgspec.json.encode(message) + b"\n")
+
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_union(tuple(handlers)))
+    for line in sys.stdin.buffer:
+        job = decoder.decode(line)
+        try:
+            report = handlers[type(job)](job, tell)
+        except FedreidError as error:
+            tell(
+                _Refused(
+                    code=error.code, what=error.what, why=error.why, next_step=error.next_step
+                )
+            )
+        else:
+            tell(_Finished(report=msgspec.Raw(msgspec.json.encode(report))))
+
+
+def _union(kinds: tuple[type[Job], ...]) -> Any:
+    union: Any = kinds[0]
+    for kind in kinds[1:]:
+        union = union | kind
+    return union

@@ -1,0 +1,79 @@
+"""Every limit of the product, with its reason."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+CHUNK_BYTES = 1 * MIB
+"""Payload of one chunk: below 512 KiB the stream slows, above 4 MiB nothing is gained."""
+
+MESSAGE_BYTES = 4 * MIB
+"""gRPC's own default message limit, never raised: nothing unary may grow with the model."""
+
+MANIFEST_TENSORS = 20_000
+"""Tensors in one manifest: ResNet-50 has 267; a manifest must stay below MESSAGE_BYTES."""
+
+TENSOR_NAME_BYTES = 256
+"""Length of a tensor's name."""
+
+TENSOR_DIMENSIONS = 8
+"""Dimensions of one tensor."""
+
+MODEL_BYTES = 8 * 1024 * MIB
+"""Decoded size of a model: an overflowing product of shapes dies here."""
+
+DISTANCE_RANGE = (0.0, 2.0)
+"""What one minus a cosine can be."""
+
+UPDATE_IMAGES = 100_000_000
+"""Images that a silo may claim to have trained on."""
+
+EVALUATIONS_PER_REPORT = 16
+"""Results in one evaluation report: three models on a handful of test sets."""
+
+TOKEN_TTL_S = 3600.0
+"""Default life of a join token: long enough to carry it to a colleague."""
+
+TOKEN_TTL_MAX_S = 7 * 86400.0
+"""Longest life of a join token."""
+
+LEAF_LIFE_S = 7 * 86400.0
+"""Life of a silo's certificate."""
+
+AUTHORITY_LIFE_S = 10 * 365 * 86400.0
+"""Life of the federation's own certificate authority."""
+
+SERVER_LIFE_S = 398 * 86400.0
+"""Life of the coordinator's server certificate, the usual limit for servers."""
+
+CLOCK_SKEW_S = 300.0
+"""How far a certificate's start is set back, for sites whose clocks run behind."""
+
+LONG_POLL_S = 20.0
+"""How long NextTask waits: below the idle limit of common NAT boxes (30 s and more)."""
+
+HEARTBEAT_S = 5.0
+"""Pause between two heartbeats of a training agent."""
+
+PRESENCE_S = 60.0
+"""A silo not heard of for this long is not invited to the next round."""
+
+CALL_S = 30.0
+"""Deadline of a unary call that is no long poll."""
+
+RECONNECT_MAX_S = 30.0
+"""Longest pause between two attempts to reach the coordinator."""
+
+CONCURRENT_UPLOADS = 4
+"""Uploads received at once; more wait their turn, which keeps the service's memory flat."""
+
+CONCURRENT_DOWNLOADS = 4
+"""Model downloads served at once, for the same reason."""
+
+FAILED_ROUNDS_IN_A_ROW = 5
+"""After so many rounds without a published model the run stops and says why."""
+
+JOB_LINE_BYTES = 1 * MIB
+"""One line of a worker's JSON protocol: reports are numbers, never tensors."""
+
+PLAN_BYTES = 64 * KIB
+"""A plan file: a page of TOML."""

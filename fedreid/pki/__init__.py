@@ -1,0 +1,1 @@
+"""Certificates, identities and join tokens of a federation."""

@@ -1,0 +1,236 @@
+"""What does a run do? The plan: TOML, validated strictly, passed down as one value."""
+
+import difflib
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fedreid.errors import PlanRefused
+from fedreid.limits import PLAN_BYTES
+
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+Weighting = Literal["cosine", "samples", "uniform", "blend"]
+BatchNormPolicy = Literal["pooled", "local", "recalibrated", "reference"]
+Encoding = Literal["fp32", "bf16"]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the plan: immutable, and an unknown key is an error."""
+
+
+class BackbonePlan(Section):
+    """The network that all silos share (reid-spec §1)."""
+
+    name: str = "resnet50"
+    """A torchvision model's name."""
+    neck: Literal["paper", "bnneck"] = "paper"
+    start: str = "random"
+    """``random``, ``imagenet``, or the coordinator's path of a .safetensors or .pth state file."""
+    height_px: Annotated[int, Meta(ge=32, le=1024)] = 256
+    width_px: Annotated[int, Meta(ge=16, le=1024)] = 128
+
+
+class TrainingPlan(Section):
+    """What each silo does in a round (reid-spec §2, §6)."""
+
+    recipe: Literal["paper"] = "paper"
+    epochs: Annotated[int, Meta(ge=1, le=100)] = 1
+    batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
+    learning_rate: Positive = 0.05
+    """Of neck and classifier, before the schedule."""
+    backbone_learning_rate: Positive = 0.005
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 5e-4
+    dropout: Fraction = 0.5
+    label_smoothing: Fraction = 0.0
+    random_erasing: Fraction = 0.0
+    proximal: NonNegative = 0.0
+    """FedProx's mu: the loss gains (mu/2)·‖w − w_t‖²."""
+    schedule: Literal["constant", "step", "warmup_cosine"] = "constant"
+    steps: tuple[int, ...] = ()
+    """Published rounds after which ``step`` multiplies the rate by ``gamma``."""
+    gamma: Fraction = 0.1
+    warmup_rounds: Annotated[int, Meta(ge=0)] = 0
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    """CPU threads of a training process; 0 = as many as the silo has (not bit-reproducible)."""
+    probe_batches: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Batches in the fixed probe of the cosine distance (§3)."""
+
+
+class AggregationPlan(Section):
+    """How the silos' backbones become one (reid-spec §3, §4)."""
+
+    weighting: Weighting = "cosine"
+    images_power: NonNegative = 1.0
+    """``blend``: p_k ∝ images^images_power · distance^distance_power."""
+    distance_power: NonNegative = 1.0
+    max_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """Largest share of one silo where more than two take part."""
+    bn: BatchNormPolicy = "pooled"
+
+
+class DistillationPlan(Section):
+    """Knowledge distillation on public images at the coordinator (reid-spec §5)."""
+
+    images: str = ""
+    """The coordinator's folder of public images; empty = no distillation."""
+    every: Count = 1
+    loss: Literal["normalised", "paper"] = "normalised"
+    similarity: NonNegative = 0.0
+    """Weight of the batch's similarity-matrix term beside the ``normalised`` loss."""
+    learning_rate: Positive = 5e-4
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 5e-4
+    batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
+    epochs: Annotated[int, Meta(ge=1, le=100)] = 1
+    bn_statistics: Literal["keep", "update"] = "keep"
+    weighted_teachers: bool = False
+    """Weigh the teachers by their aggregation share instead of equally."""
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+
+
+class QuorumPlan(Section):
+    """When a round may close, and by when each of its phases must end (design §3)."""
+
+    min_silos: Count = 2
+    min_fraction: Fraction = 0.5
+    """Of the invited silos."""
+    deadline_s: Positive = 6 * 3600.0
+    """Of collecting updates."""
+    phase_deadline_s: Positive = 3600.0
+    """Of each phase at the coordinator."""
+
+
+class WirePlan(Section):
+    """How tensors travel (design §4)."""
+
+    upload: Encoding = "fp32"
+    download: Encoding = "fp32"
+
+
+class ValidationPlan(Section):
+    """What an update must satisfy beside its form."""
+
+    max_update_norm_ratio: Positive = 10.0
+    """Largest ‖w_k − w_t‖ / ‖w_t‖ over all learned tensors."""
+    max_absolute_value: Positive = 1e6
+    """Largest magnitude of any value."""
+
+
+class EvaluationPlan(Section):
+    """What silos and coordinator measure (reid-spec §7, §8)."""
+
+    every: Count = 1
+    """Rounds between two evaluations of the local and global models at the silos."""
+    standalone: bool = True
+    """Train and measure the silo's own baseline beside the federation."""
+    folder: str = ""
+    """A labelled test set of the coordinator's own (layout market1501); empty = none."""
+
+
+class Plan(Section):
+    """One run of a federation."""
+
+    name: str
+    """The run's name: a label such as ``spring-2027``."""
+    rounds: Annotated[int, Meta(ge=1, le=100_000)]
+    """Models to publish."""
+    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    backbone: BackbonePlan = BackbonePlan()
+    training: TrainingPlan = TrainingPlan()
+    aggregation: AggregationPlan = AggregationPlan()
+    distillation: DistillationPlan = DistillationPlan()
+    quorum: QuorumPlan = QuorumPlan()
+    wire: WirePlan = WirePlan()
+    validation: ValidationPlan = ValidationPlan()
+    evaluation: EvaluationPlan = EvaluationPlan()
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+_UNKNOWN_FIELD = re.compile(r"unknown field `(?P<key>[^`]+)`(?: - at `\$\.?(?P<where>[^`]*)`)?")
+
+
+def parse_toml(text: str, kind: type[SectionT], *, what: str) -> SectionT:
+    """Read strict TOML into ``kind``.
+
+    Raises:
+        PlanRefused: no TOML, an unknown key (with the nearest known one), or a value out of range.
+    """
+    if len(text.encode()) > PLAN_BYTES:
+        raise PlanRefused(f"The {what} is larger than {PLAN_BYTES} bytes")
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanRefused(f"The {what} is no TOML: {error}") from error
+    _refuse_infinities(tree, what)
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        raise _explained(error, kind, what) from error
+
+
+def parse_plan(text: str) -> Plan:
+    """The plan in a TOML text; see :func:`parse_toml` for errors."""
+    return parse_toml(text, Plan, what="plan")
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a TOML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanRefused(
+            f"Can't read the plan {path}", why=str(error), next_step="Name an existing TOML file."
+        ) from error
+    return parse_plan(text)
+
+
+def learning_rate_factor(training: TrainingPlan, *, published: int, rounds: int) -> float:
+    """The factor on the base learning rates after ``published`` of ``rounds`` models.
+
+    The reference code rebuilds its scheduler each round, so its rate never decays; here the rate
+    is a function of the round alone (reid-spec §2).
+    """
+    if published < training.warmup_rounds:
+        return (published + 1) / (training.warmup_rounds + 1)
+    if training.schedule == "step":
+        return training.gamma ** sum(published >= step for step in training.steps)
+    if training.schedule == "warmup_cosine":
+        span = max(1, rounds - training.warmup_rounds)
+        progress = (published - training.warmup_rounds) / span
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+def _refuse_infinities(tree: object, what: str) -> None:
+    if isinstance(tree, dict):
+        for value in tree.values():
+            _refuse_infinities(value, what)
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        raise PlanRefused(f"The {what} holds {tree}", next_step="Use a finite number.")
+
+
+def _explained(error: msgspec.ValidationError, kind: type[Section], what: str) -> PlanRefused:
+    found = _UNKNOWN_FIELD.search(str(error))
+    if found is None:
+        return PlanRefused(f"The {what} is not valid: {error}")
+    section: type = kind
+    for step in filter(None, (found["where"] or "").split(".")):
+        section = section.__annotations__[step]
+    known = list(section.__struct_fields__)  # type: ignore[attr-defined]
+    place = f" in [{found['where']}]" if found["where"] else ""
+    nearest = difflib.get_close_matches(found["key"], known, n=1, cutoff=0.0)
+    return PlanRefused(
+        f"The {what} has an unknown key {found['key']!r}{place}",
+        next_step=f"Did you mean {nearest[0]!r}? Known keys: {', '.join(known)}.",
+    )

@@ -1,0 +1,1 @@
+"""The person re-identification model: backbone, transforms, features, retrieval."""

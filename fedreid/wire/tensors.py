@@ -1,0 +1,252 @@
+"""What is a named set of tensors, and how does it lie in a file?
+
+A model or update on disk is a safetensors file in one canonical form: names sorted, float32,
+no gaps, no metadata. Its data section is then also the ``fp32`` payload on the wire, so that
+files are streamed as they lie, and the BLAKE3 digest of the whole file names the model.
+
+Letters: none; tensors here are flat byte ranges with a shape.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
+from fedreid.limits import (
+    MANIFEST_TENSORS,
+    MIB,
+    MODEL_BYTES,
+    TENSOR_DIMENSIONS,
+    TENSOR_NAME_BYTES,
+)
+
+FloatArray = npt.NDArray[np.float32]
+
+_ITEM_BYTES = 4
+_HEADER_LENGTH = struct.Struct("<Q")
+_HEADER_MAX_BYTES = 32 * MIB
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TensorSpec:
+    """Name and shape of one float32 tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the decoded values."""
+        return self.elements * _ITEM_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An ordered set of tensors laid end to end."""
+
+    specs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def of(cls, specs: Iterable[TensorSpec]) -> "Layout":
+        """The canonical layout: sorted by name, within the limits.
+
+        Raises:
+            UpdateRefused: too many tensors, a name twice, or a shape out of bounds.
+        """
+        ordered = tuple(sorted(specs))
+        _check_specs(ordered)
+        return cls(ordered)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all decoded values."""
+        return sum(spec.size_bytes for spec in self.specs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, in order."""
+        return tuple(spec.name for spec in self.specs)
+
+    def offsets(self) -> Iterator[tuple[TensorSpec, int]]:
+        """Each tensor with its byte offset in the data section."""
+        offset = 0
+        for spec in self.specs:
+            yield spec, offset
+            offset += spec.size_bytes
+
+    def only(self, names: Iterable[str]) -> "Layout":
+        """The layout of the named tensors alone."""
+        wanted = set(names)
+        return Layout(tuple(spec for spec in self.specs if spec.name in wanted))
+
+    def header(self) -> bytes:
+        """The safetensors header that goes before the data section."""
+        entries = {
+            spec.name: {
+                "dtype": "F32",
+                "shape": list(spec.shape),
+                "data_offsets": [offset, offset + spec.size_bytes],
+            }
+            for spec, offset in self.offsets()
+        }
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        return _HEADER_LENGTH.pack(len(text)) + text
+
+
+def _check_specs(specs: tuple[TensorSpec, ...]) -> None:
+    if len(specs) > MANIFEST_TENSORS:
+        raise UpdateRefused(Refusal.MANIFEST, f"{len(specs)} tensors are more than fit a manifest")
+    total = 0
+    for index, spec in enumerate(specs):
+        if index and spec.name == specs[index - 1].name:
+            raise UpdateRefused(Refusal.TENSOR_NAMES, f"The tensor {spec.name!r} is named twice")
+        if not 0 < len(spec.name.encode()) <= TENSOR_NAME_BYTES:
+            raise UpdateRefused(Refusal.TENSOR_NAMES, "A tensor's name is empty or too long")
+        if len(spec.shape) > TENSOR_DIMENSIONS or any(size < 0 for size in spec.shape):
+            raise UpdateRefused(Refusal.TENSOR_SHAPE, f"The shape of {spec.name!r} is no shape")
+        total += spec.size_bytes
+        if total > MODEL_BYTES:
+            raise UpdateRefused(Refusal.TENSOR_SHAPE, f"The shapes add up to over {MODEL_BYTES} B")
+
+
+def batch_norm_names(names: Iterable[str]) -> frozenset[str]:
+    """The names that belong to batch normalisation: weight, bias, running mean and variance.
+
+    A layer is one that has a ``running_mean``; PyTorch names the other three beside it.
+    """
+    known = set(names)
+    layers = {name.removesuffix("running_mean") for name in known if name.endswith("running_mean")}
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return frozenset(layer + part for layer in layers for part in parts) & known
+
+
+def is_statistic(name: str) -> bool:
+    """Whether the tensor is a running mean or variance: counted, not learned."""
+    return name.endswith(("running_mean", "running_var"))
+
+
+class TensorFile:
+    """A canonical safetensors file, read tensor by tensor; holds one descriptor, no tensors."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and check the header.
+
+        Raises:
+            StorageError: the file is missing, truncated or not in canonical form.
+        """
+        self.path = path
+        with storage_errors("read", path):
+            self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self.layout, self.data_offset = _read_header(self._descriptor, path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._offsets = {spec.name: (spec, offset) for spec, offset in self.layout.offsets()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        os.close(self._descriptor)
+
+    def read(self, name: str) -> FloatArray:
+        """One tensor in its shape; KeyError if the file has none of that name."""
+        spec, offset = self._offsets[name]
+        values = np.empty(spec.elements, dtype=np.float32)
+        self.read_into(offset, memoryview(values).cast("B"))
+        return values.reshape(spec.shape)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` from the data section at ``offset`` bytes."""
+        done = 0
+        with storage_errors("read", self.path):
+            while done < len(view):
+                count = os.preadv(
+                    self._descriptor, [view[done:]], self.data_offset + offset + done
+                )
+                if count == 0:
+                    raise _damaged(self.path, "it ends too early")
+                done += count
+
+    def read_all(self) -> dict[str, FloatArray]:
+        """Every tensor; costs the whole model in memory."""
+        return {name: self.read(name) for name in self.layout.names}
+
+
+def write_tensors(stream: IO[bytes], tensors: Iterable[tuple[TensorSpec, FloatArray]]) -> None:
+    """Write a canonical file whose tensors are produced one by one.
+
+    ``tensors`` must come in the canonical order; specs are taken in a first pass by the caller
+    through :func:`write_header`.
+    """
+    for spec, values in tensors:
+        assert values.dtype == np.float32 and values.shape == spec.shape, spec.name
+        stream.write(memoryview(np.ascontiguousarray(values)).cast("B"))
+
+
+def write_model(stream: IO[bytes], tensors: dict[str, FloatArray]) -> None:
+    """Write a canonical file from tensors in memory."""
+    layout = Layout.of(TensorSpec(name, values.shape) for name, values in tensors.items())
+    stream.write(layout.header())
+    write_tensors(stream, ((spec, tensors[spec.name]) for spec in layout.specs))
+
+
+def _damaged(path: Path, why: str) -> StorageError:
+    return StorageError(
+        f"The tensor file {path} is damaged",
+        why=why,
+        next_step="Remove it; it is fetched or built again.",
+    )
+
+
+def _read_header(descriptor: int, path: Path) -> tuple[Layout, int]:
+    prefix = os.pread(descriptor, _HEADER_LENGTH.size, 0)
+    if len(prefix) < _HEADER_LENGTH.size:
+        raise _damaged(path, "it has no header")
+    (length,) = _HEADER_LENGTH.unpack(prefix)
+    if length > _HEADER_MAX_BYTES:
+        raise _damaged(path, "its header is too long")
+    text = os.pread(descriptor, length, _HEADER_LENGTH.size)
+    try:
+        entries = json.loads(text)
+        specs = []
+        for name, entry in entries.items():
+            if entry["dtype"] != "F32":
+                raise _damaged(path, f"the tensor {name!r} is no float32")
+            specs.append(TensorSpec(name, tuple(int(size) for size in entry["shape"])))
+        layout = Layout.of(specs)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"its header can't be read ({error})") from error
+    expected = {s.name: [at, at + s.size_bytes] for s, at in layout.offsets()}
+    if any(entries[name]["data_offsets"] != where for name, where in expected.items()):
+        raise _damaged(path, "its tensors are not laid end to end by name")
+    data_offset = _HEADER_LENGTH.size + length
+    if os.fstat(descriptor).st_size != data_offset + layout.size_bytes:
+        raise _damaged(path, "its size does not fit its header")
+    return layout, data_offset

@@ -1,0 +1,87 @@
+"""Which jobs does the agent hand to its training process, and what comes back?
+
+All values are numbers, names and paths of this machine; a job's outputs are files.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from fedreid.jobs import Job, Report
+from fedreid.plan import BackbonePlan, BatchNormPolicy, TrainingPlan
+
+ModelKind = Literal["global", "local", "standalone"]
+
+
+class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One model measured on the silo's own query and gallery; ratios in 0..1."""
+
+    model: ModelKind
+    rank1: float
+    rank5: float
+    rank10: float
+    map: float
+    minp: float
+    queries: int
+    """Valid queries: those with a match in another camera."""
+
+
+class Silo(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose images, and where they lie."""
+
+    federation: str
+    name: str
+    dataset: str
+    layout: str
+    """A layout's name, or ``auto``."""
+
+
+class TrainJob(Job, frozen=True, kw_only=True):
+    """One round at a silo: local training, and the standalone baseline beside it."""
+
+    silo: Silo
+    run: str
+    round: int
+    seed: int
+    backbone: BackbonePlan
+    training: TrainingPlan
+    learning_rate_factor: float
+    bn: BatchNormPolicy
+    base_model: str
+    """File of w_t, canonical (fedreid.wire.tensors)."""
+    previous: str
+    """Finished folder of the silo's last round in this run; empty at its first."""
+    out: str
+    """Existing empty folder to fill: ``update.safetensors`` (the whole local backbone after
+    training) and ``private/`` with what never leaves (classifier, standalone state)."""
+    evaluate: tuple[ModelKind, ...]
+    standalone: bool
+
+
+class TrainReport(Report, frozen=True, kw_only=True):
+    """What training gave."""
+
+    num_images: int
+    num_identities: int
+    cosine_distance: float
+    train_loss: float
+    evaluations: tuple[EvaluationResult, ...]
+
+
+class EvaluateJob(Job, frozen=True, kw_only=True):
+    """Measure one shared model on the silo's own test set."""
+
+    silo: Silo
+    backbone: BackbonePlan
+    bn: BatchNormPolicy
+    model: str
+    """File of the shared tensors."""
+    previous: str
+    """As in :class:`TrainJob`: with ``bn = local`` the silo's own BatchNorm is used."""
+    threads: int
+
+
+class EvaluateReport(Report, frozen=True, kw_only=True):
+    """What evaluation gave."""
+
+    evaluations: tuple[EvaluationResult, ...]
