@@ -180,9 +180,7 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
             report = handlers[type(job)](job, tell)
         except FedreidError as error:
             tell(
-                _Refused(
-                    code=error.code, what=error.what, why=error.why, next_step=error.next_step
-                )
+                _Refused(code=error.code, what=error.what, why=error.why, next_step=error.next_step)
             )
         else:
             tell(_Finished(report=msgspec.Raw(msgspec.json.encode(report))))

@@ -27,7 +27,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the plan: immutable, and an unknown key is an error."""
 
 
-class BackbonePlan(Section):
+class BackbonePlan(Section, frozen=True, kw_only=True):
     """The network that all silos share (reid-spec §1)."""
 
     name: str = "resnet50"
@@ -39,7 +39,7 @@ class BackbonePlan(Section):
     width_px: Annotated[int, Meta(ge=16, le=1024)] = 128
 
 
-class TrainingPlan(Section):
+class TrainingPlan(Section, frozen=True, kw_only=True):
     """What each silo does in a round (reid-spec §2, §6)."""
 
     recipe: Literal["paper"] = "paper"
@@ -66,7 +66,7 @@ class TrainingPlan(Section):
     """Batches in the fixed probe of the cosine distance (§3)."""
 
 
-class AggregationPlan(Section):
+class AggregationPlan(Section, frozen=True, kw_only=True):
     """How the silos' backbones become one (reid-spec §3, §4)."""
 
     weighting: Weighting = "cosine"
@@ -78,7 +78,7 @@ class AggregationPlan(Section):
     bn: BatchNormPolicy = "pooled"
 
 
-class DistillationPlan(Section):
+class DistillationPlan(Section, frozen=True, kw_only=True):
     """Knowledge distillation on public images at the coordinator (reid-spec §5)."""
 
     images: str = ""
@@ -98,7 +98,7 @@ class DistillationPlan(Section):
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
 
 
-class QuorumPlan(Section):
+class QuorumPlan(Section, frozen=True, kw_only=True):
     """When a round may close, and by when each of its phases must end (design §3)."""
 
     min_silos: Count = 2
@@ -110,14 +110,14 @@ class QuorumPlan(Section):
     """Of each phase at the coordinator."""
 
 
-class WirePlan(Section):
+class WirePlan(Section, frozen=True, kw_only=True):
     """How tensors travel (design §4)."""
 
     upload: Encoding = "fp32"
     download: Encoding = "fp32"
 
 
-class ValidationPlan(Section):
+class ValidationPlan(Section, frozen=True, kw_only=True):
     """What an update must satisfy beside its form."""
 
     max_update_norm_ratio: Positive = 10.0
@@ -126,7 +126,7 @@ class ValidationPlan(Section):
     """Largest magnitude of any value."""
 
 
-class EvaluationPlan(Section):
+class EvaluationPlan(Section, frozen=True, kw_only=True):
     """What silos and coordinator measure (reid-spec §7, §8)."""
 
     every: Count = 1
@@ -137,7 +137,7 @@ class EvaluationPlan(Section):
     """A labelled test set of the coordinator's own (layout market1501); empty = none."""
 
 
-class Plan(Section):
+class Plan(Section, frozen=True, kw_only=True):
     """One run of a federation."""
 
     name: str

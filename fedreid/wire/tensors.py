@@ -3,8 +3,6 @@
 A model or update on disk is a safetensors file in one canonical form: names sorted, float32,
 no gaps, no metadata. Its data section is then also the ``fp32`` payload on the wire, so that
 files are streamed as they lie, and the BLAKE3 digest of the whole file names the model.
-
-Letters: none; tensors here are flat byte ranges with a shape.
 """
 
 import json
@@ -179,7 +177,7 @@ class TensorFile:
         """One tensor in its shape; KeyError if the file has none of that name."""
         spec, offset = self._offsets[name]
         values = np.empty(spec.elements, dtype=np.float32)
-        self.read_into(offset, memoryview(values).cast("B"))
+        self.read_into(offset, values.view(np.uint8).data)
         return values.reshape(spec.shape)
 
     def read_into(self, offset: int, view: memoryview) -> None:
@@ -187,9 +185,7 @@ class TensorFile:
         done = 0
         with storage_errors("read", self.path):
             while done < len(view):
-                count = os.preadv(
-                    self._descriptor, [view[done:]], self.data_offset + offset + done
-                )
+                count = os.preadv(self._descriptor, [view[done:]], self.data_offset + offset + done)
                 if count == 0:
                     raise _damaged(self.path, "it ends too early")
                 done += count
@@ -200,14 +196,10 @@ class TensorFile:
 
 
 def write_tensors(stream: IO[bytes], tensors: Iterable[tuple[TensorSpec, FloatArray]]) -> None:
-    """Write a canonical file whose tensors are produced one by one.
-
-    ``tensors`` must come in the canonical order; specs are taken in a first pass by the caller
-    through :func:`write_header`.
-    """
+    """Write the data section after a layout's header; tensors come in the layout's order."""
     for spec, values in tensors:
         assert values.dtype == np.float32 and values.shape == spec.shape, spec.name
-        stream.write(memoryview(np.ascontiguousarray(values)).cast("B"))
+        stream.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 def write_model(stream: IO[bytes], tensors: dict[str, FloatArray]) -> None:

@@ -1,0 +1,37 @@
+# Everything a person does with this repository. `make demo` and `make test` work from a bare clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PROTOS = $(wildcard proto/fedreid/v1/*.proto)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint proto clean
+
+help:  ## Say what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Run a whole federation on this machine; report in runs/demo/
+	$(BIN)/fedreid-bench demo --out runs/demo
+
+test: lint  ## Check and test everything
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## Style, types, borders between packages, the contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/buf format --diff --exit-code proto
+
+proto: $(VENV)/.installed  ## Generate the stubs in fedreid/v1 from proto/
+	$(BIN)/python -m tests.stubs .
+
+clean:  ## Remove what was built
+	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

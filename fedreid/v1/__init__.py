@@ -1,0 +1,1 @@
+"""Generated stubs of proto/fedreid/v1 (`make proto`); a test proves that they match."""

@@ -1,0 +1,92 @@
+"""What does a payload hold? The manifest goes before its first byte and bounds all that follows."""
+
+from dataclasses import dataclass
+
+from fedreid.errors import Refusal, UpdateRefused
+from fedreid.limits import MANIFEST_TENSORS
+from fedreid.names import Digest, is_digest
+from fedreid.plan import Encoding
+from fedreid.v1 import tensors_pb2
+from fedreid.wire.encoding import payload_bytes
+from fedreid.wire.tensors import Layout, TensorSpec
+
+_TO_WIRE: dict[Encoding, tensors_pb2.Encoding.ValueType] = {
+    "fp32": tensors_pb2.ENCODING_FP32,
+    "bf16": tensors_pb2.ENCODING_BF16,
+}
+_FROM_WIRE: dict[int, Encoding] = {value: name for name, value in _TO_WIRE.items()}
+
+ENCODINGS: tuple[Encoding, ...] = tuple(_TO_WIRE)
+"""Every encoding that this software can write and read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Tensors, their encoding, and the size and digest of the payload."""
+
+    layout: Layout
+    encoding: Encoding
+    byte_count: int
+    payload_digest: Digest
+
+    def to_wire(self) -> tensors_pb2.Manifest:
+        """The protobuf message."""
+        return tensors_pb2.Manifest(
+            tensors=[
+                tensors_pb2.TensorSpec(name=spec.name, shape=spec.shape)
+                for spec in self.layout.specs
+            ],
+            encoding=_TO_WIRE[self.encoding],
+            byte_count=self.byte_count,
+            payload_digest=self.payload_digest,
+        )
+
+    @classmethod
+    def from_wire(cls, message: tensors_pb2.Manifest) -> "Manifest":
+        """The manifest in a message from outside, checked against itself.
+
+        Raises:
+            UpdateRefused: unknown encoding, names unsorted or twice, shapes out of bounds, no
+                digest, or a byte count that does not follow from shapes and encoding.
+        """
+        encoding = encoding_from_wire(message.encoding)
+        if len(message.tensors) > MANIFEST_TENSORS:
+            raise UpdateRefused(Refusal.MANIFEST, "The manifest names too many tensors")
+        specs = tuple(TensorSpec(spec.name, tuple(spec.shape)) for spec in message.tensors)
+        layout = Layout.of(specs)
+        if layout.specs != specs:
+            raise UpdateRefused(Refusal.TENSOR_NAMES, "The manifest's tensors are not sorted")
+        if not is_digest(message.payload_digest):
+            raise UpdateRefused(Refusal.DIGEST, "The manifest's payload digest is no digest")
+        expected = payload_bytes(layout, encoding)
+        if message.byte_count != expected:
+            raise UpdateRefused(
+                Refusal.BYTE_COUNT,
+                f"The manifest states {message.byte_count} bytes; its tensors make {expected}",
+            )
+        return cls(
+            layout=layout,
+            encoding=encoding,
+            byte_count=message.byte_count,
+            payload_digest=Digest(message.payload_digest),
+        )
+
+
+def encoding_to_wire(encoding: Encoding) -> tensors_pb2.Encoding.ValueType:
+    """The protobuf value of an encoding."""
+    return _TO_WIRE[encoding]
+
+
+def encoding_from_wire(value: int) -> Encoding:
+    """The encoding of a protobuf value.
+
+    Raises:
+        UpdateRefused: this software does not know it.
+    """
+    if value not in _FROM_WIRE:
+        raise UpdateRefused(
+            Refusal.ENCODING,
+            f"The encoding {value} is unknown",
+            next_step="Upgrade the older of the two programs.",
+        )
+    return _FROM_WIRE[value]

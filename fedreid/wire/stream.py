@@ -1,0 +1,143 @@
+"""How does a payload get from a file through chunks into a file, and go on after a break?"""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import blake3
+import google_crc32c
+
+from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
+from fedreid.files import sync_folder
+from fedreid.limits import CHUNK_BYTES
+from fedreid.names import Digest
+from fedreid.v1 import tensors_pb2
+from fedreid.work import off_loop
+
+
+def read_chunks(path: Path, *, start: int, size: int, offset: int) -> Iterator[tensors_pb2.Chunk]:
+    """The payload that lies in ``path`` at ``start`` with ``size`` bytes, from ``offset`` on."""
+    with storage_errors("read", path), path.open("rb", buffering=0) as stream:
+        while offset < size:
+            data = os.pread(stream.fileno(), min(CHUNK_BYTES, size - offset), start + offset)
+            if not data:
+                raise StorageError(f"The file {path} has become shorter while it was sent")
+            yield tensors_pb2.Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
+            offset += len(data)
+
+
+async def send_chunks(
+    path: Path, *, start: int, size: int, offset: int
+) -> AsyncIterator[tensors_pb2.Chunk]:
+    """:func:`read_chunks` with reading and checksums off the event loop."""
+    chunks = read_chunks(path, start=start, size=size, offset=offset)
+    while (chunk := await off_loop(next, chunks, None)) is not None:
+        yield chunk
+
+
+class PartialFile:
+    """A payload on its way into a file: durable at the end, resumable by offset until then.
+
+    The file begins with ``prefix``, which is not part of the payload (the header that makes an
+    fp32 payload a canonical model file). What an earlier attempt left is kept and hashed again;
+    the digest over the whole decides in the end, so a torn write can't survive.
+    """
+
+    def __init__(self, path: Path, *, prefix: bytes, size: int) -> None:
+        self.path = path
+        self._prefix = prefix
+        self._size = size
+        self._hasher = blake3.blake3()
+        self.offset = 0
+        with storage_errors("write", path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                self._take_up()
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the descriptor; the bytes so far stay for the next attempt."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def write(self, chunk: tensors_pb2.Chunk) -> None:
+        """Take the next chunk.
+
+        Raises:
+            UpdateRefused: a wrong offset, size or checksum.
+            StorageError: the disk is full or fails.
+        """
+        data = chunk.data
+        if not 0 < len(data) <= CHUNK_BYTES:
+            raise UpdateRefused(Refusal.CHUNK, f"A chunk has {len(data)} bytes")
+        if chunk.offset != self.offset:
+            raise UpdateRefused(
+                Refusal.CHUNK, f"A chunk begins at {chunk.offset}, not at {self.offset}"
+            )
+        if self.offset + len(data) > self._size:
+            raise UpdateRefused(
+                Refusal.BYTE_COUNT, f"The payload is longer than the {self._size} bytes announced"
+            )
+        if google_crc32c.value(data) != chunk.crc32c:
+            raise UpdateRefused(Refusal.CHUNK, f"The chunk at {chunk.offset} has a wrong checksum")
+        self._put(data, len(self._prefix) + self.offset)
+        self._hasher.update(data)
+        self.offset += len(data)
+
+    def finish(self, digest: Digest) -> None:
+        """Check length and digest, and make the bytes durable.
+
+        Raises:
+            UpdateRefused: truncated, or another digest; the partial file is removed.
+        """
+        if self.offset != self._size:
+            raise UpdateRefused(
+                Refusal.BYTE_COUNT, f"The payload ends after {self.offset} of {self._size} bytes"
+            )
+        if self._hasher.hexdigest() != digest:
+            self.discard()
+            raise UpdateRefused(Refusal.DIGEST, "The payload has another digest than announced")
+        with storage_errors("write", self.path):
+            os.fsync(self._descriptor)
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.close()
+        with storage_errors("remove", self.path):
+            self.path.unlink(missing_ok=True)
+
+    def _take_up(self) -> None:
+        held = os.fstat(self._descriptor).st_size
+        head = os.pread(self._descriptor, len(self._prefix), 0)
+        if head != self._prefix or held > len(self._prefix) + self._size:
+            os.ftruncate(self._descriptor, 0)
+            self._put(self._prefix, 0)
+            return
+        position = len(self._prefix)
+        while data := os.pread(self._descriptor, CHUNK_BYTES, position):
+            self._hasher.update(data)
+            position += len(data)
+        self.offset = position - len(self._prefix)
+
+    def _put(self, data: bytes, position: int) -> None:
+        with storage_errors("write", self.path):
+            while data:
+                count = os.pwrite(self._descriptor, data, position)
+                data, position = data[count:], position + count
