@@ -1,5 +1,6 @@
 """How is a file written so that a crash leaves the old one or the new one, never half?"""
 
+import fcntl
 import os
 import shutil
 import stat
@@ -10,7 +11,7 @@ from typing import IO
 
 import blake3
 
-from fedreid.errors import storage_errors
+from fedreid.errors import ConfigRefused, storage_errors
 from fedreid.limits import MIB
 from fedreid.names import Digest
 
@@ -108,3 +109,25 @@ def digest_of(path: Path) -> Digest:
 def others_may_read(path: Path) -> bool:
     """Whether group or others have any access to ``path``."""
     return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+
+
+@contextmanager
+def held_alone(folder: Path, *, by: str) -> Iterator[None]:
+    """Hold a data folder's lock; the kernel releases it however the process ends.
+
+    Raises:
+        ConfigRefused: another process holds it.
+    """
+    with storage_errors("lock", folder):
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigRefused(
+                f"Another {by} works on {folder} already",
+                next_step="Stop it first; two of them would contradict each other.",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

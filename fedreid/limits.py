@@ -77,3 +77,12 @@ JOB_LINE_BYTES = 1 * MIB
 
 PLAN_BYTES = 64 * KIB
 """A plan file: a page of TOML."""
+
+GATHER_S = 10.0
+"""How long a round waits for registered silos that are away before it begins without them."""
+
+MODELS_KEPT = 20
+"""Published models kept on disk beside the current one; a ResNet-50 takes 98 MB."""
+
+JOB_RETRY_S = 5.0
+"""Pause before a failed job of a round is tried again."""

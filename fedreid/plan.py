@@ -144,7 +144,7 @@ class Plan(Section, frozen=True, kw_only=True):
     """The run's name: a label such as ``spring-2027``."""
     rounds: Annotated[int, Meta(ge=1, le=100_000)]
     """Models to publish."""
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     backbone: BackbonePlan = BackbonePlan()
     training: TrainingPlan = TrainingPlan()
     aggregation: AggregationPlan = AggregationPlan()

@@ -91,6 +91,7 @@ class EvaluateReport(Report, frozen=True, kw_only=True):
 
     rank1: float
     rank5: float
+    rank10: float
     map: float
     minp: float
     queries: int

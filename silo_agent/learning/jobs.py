@@ -3,27 +3,11 @@
 All values are numbers, names and paths of this machine; a job's outputs are files.
 """
 
-from typing import Literal
-
 import msgspec
 
+from fedreid.contract import EvaluationResult, ModelKind
 from fedreid.jobs import Job, Report
 from fedreid.plan import BackbonePlan, BatchNormPolicy, TrainingPlan
-
-ModelKind = Literal["global", "local", "standalone"]
-
-
-class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One model measured on the silo's own query and gallery; ratios in 0..1."""
-
-    model: ModelKind
-    rank1: float
-    rank5: float
-    rank10: float
-    map: float
-    minp: float
-    queries: int
-    """Valid queries: those with a match in another camera."""
 
 
 class Silo(msgspec.Struct, frozen=True, kw_only=True):

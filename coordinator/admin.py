@@ -1,0 +1,203 @@
+"""What does the platform team get answered? The servicer of Admin."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from coordinator.rounds.conductor import PAUSED, RUNNING, STOPPED, Conductor
+from coordinator.rounds.journal import Journal
+from coordinator.rounds.machine import RoundState
+from coordinator.rounds.presence import Presence
+from coordinator.rounds.publishing import Models
+from coordinator.trust.access import calling_admin
+from coordinator.trust.enrolment import Enrolment
+from coordinator.trust.registry import REVOKED, Registry
+from fedreid.errors import RunError, UsageError
+from fedreid.names import Digest, SiloName, silo_name
+from fedreid.v1 import admin_pb2, admin_pb2_grpc, federation_pb2
+from fedreid.wire.messages import evaluation_to_wire, report_to_wire
+from fedreid.work import off_loop
+
+_COMMANDS = {
+    admin_pb2.RUN_COMMAND_PAUSE: PAUSED,
+    admin_pb2.RUN_COMMAND_RESUME: RUNNING,
+    admin_pb2.RUN_COMMAND_STOP: STOPPED,
+}
+
+
+class AdminServicer(admin_pb2_grpc.AdminServicer):
+    """Tokens, silos, runs, rounds and models."""
+
+    def __init__(
+        self,
+        *,
+        conductor: Conductor,
+        journal: Journal,
+        models: Models,
+        presence: Presence,
+        registry: Registry,
+        enrolment: Enrolment,
+    ) -> None:
+        self._conductor = conductor
+        self._journal = journal
+        self._models = models
+        self._presence = presence
+        self._registry = registry
+        self._enrolment = enrolment
+
+    async def CreateToken(  # noqa: N802 - the name of the call
+        self, request: admin_pb2.CreateTokenRequest, context: Any
+    ) -> admin_pb2.CreateTokenResponse:
+        """Mint a join token."""
+        token = await off_loop(
+            self._enrolment.create_token,
+            silo_name(request.silo),
+            ttl_s=request.ttl_s,
+            coordinator=request.coordinator,
+        )
+        return admin_pb2.CreateTokenResponse(token=token.encode(), expires_at_s=token.expires_at_s)
+
+    async def ListSilos(  # noqa: N802
+        self, request: admin_pb2.ListSilosRequest, context: Any
+    ) -> admin_pb2.ListSilosResponse:
+        """Every registered silo."""
+        silos = []
+        for row in self._registry.silos():
+            sighting = self._presence.of(SiloName(row.name))
+            silos.append(
+                admin_pb2.Silo(
+                    name=row.name,
+                    state=row.state,
+                    key_fingerprint=row.key_fingerprint,
+                    certificate_not_after_s=row.not_after_s,
+                    last_seen_s=sighting.seen_s,
+                    phase=sighting.phase,
+                    progress=sighting.progress,
+                    agent_version=sighting.agent_version,
+                )
+            )
+        return admin_pb2.ListSilosResponse(silos=silos)
+
+    async def RevokeSilo(  # noqa: N802
+        self, request: admin_pb2.RevokeSiloRequest, context: Any
+    ) -> admin_pb2.RevokeSiloResponse:
+        """Withdraw a silo's identity."""
+        if request.silo not in {row.name for row in self._registry.silos()}:
+            raise UsageError(
+                f"There is no silo {request.silo!r}", next_step="See: coordinator silo list."
+            )
+        await self._conductor.silo_gone(SiloName(request.silo), REVOKED)
+        return admin_pb2.RevokeSiloResponse()
+
+    async def StartRun(  # noqa: N802
+        self, request: admin_pb2.StartRunRequest, context: Any
+    ) -> admin_pb2.StartRunResponse:
+        """Start a run."""
+        run = await self._conductor.start_run(request.plan_toml)
+        return admin_pb2.StartRunResponse(run=run.name)
+
+    async def ControlRun(  # noqa: N802
+        self, request: admin_pb2.ControlRunRequest, context: Any
+    ) -> admin_pb2.ControlRunResponse:
+        """Pause, resume or stop the run."""
+        state = _COMMANDS.get(request.command)
+        if state is None:
+            raise UsageError("A run can be paused, resumed or stopped")
+        run = await self._conductor.control(state, f"{state} by {calling_admin()}")
+        return admin_pb2.ControlRunResponse(state=run.state)
+
+    async def GetRun(  # noqa: N802
+        self, request: admin_pb2.GetRunRequest, context: Any
+    ) -> admin_pb2.GetRunResponse:
+        """The current or last run."""
+        run = self._conductor.run
+        if run is None:
+            return admin_pb2.GetRunResponse(state="none", reason=self._conductor.activity)
+        state = self._conductor.round
+        return admin_pb2.GetRunResponse(
+            run=run.name,
+            state=run.state,
+            reason=run.reason or self._conductor.activity,
+            rounds_planned=self._conductor.plan.rounds,
+            rounds_published=self._conductor.rounds_published,
+            round=_summary(state) if state is not None else None,
+            plan_toml=run.plan_toml,
+            model_digest=await off_loop(self._newest_digest),
+            awaited_evaluations=self._conductor.awaited_evaluations(),
+        )
+
+    async def ListRounds(  # noqa: N802
+        self, request: admin_pb2.ListRoundsRequest, context: Any
+    ) -> admin_pb2.ListRoundsResponse:
+        """Every round of a run."""
+        rounds = await off_loop(self._journal.rounds, self._run_name(request.run))
+        return admin_pb2.ListRoundsResponse(rounds=[_summary(state) for state in rounds])
+
+    async def ListEvaluations(  # noqa: N802
+        self, request: admin_pb2.ListEvaluationsRequest, context: Any
+    ) -> admin_pb2.ListEvaluationsResponse:
+        """Every figure of a run."""
+        rows = await off_loop(self._journal.evaluations, self._run_name(request.run))
+        return admin_pb2.ListEvaluationsResponse(
+            evaluations=[
+                admin_pb2.SiloEvaluation(
+                    silo=row.silo, round=row.round, evaluation=evaluation_to_wire(row.result)
+                )
+                for row in rows
+            ]
+        )
+
+    async def ListModels(  # noqa: N802
+        self, request: admin_pb2.ListModelsRequest, context: Any
+    ) -> admin_pb2.ListModelsResponse:
+        """Every published model."""
+        rows = await off_loop(self._journal.models)
+        return admin_pb2.ListModelsResponse(
+            models=[federation_pb2.Release.FromString(row.release) for row in rows]
+        )
+
+    async def ExportModel(  # noqa: N802
+        self, request: admin_pb2.ExportModelRequest, context: Any
+    ) -> AsyncIterator[admin_pb2.ExportModelResponse]:
+        """Send a published model in exact values."""
+        digest = Digest(request.model_digest or await off_loop(self._newest_digest))
+        if not digest:
+            raise RunError("No model has been published yet")
+        release = await off_loop(self._models.signed_release, digest, "fp32")
+        yield admin_pb2.ExportModelResponse(release=release)
+        async for chunk in self._models.chunks(digest, "fp32", 0):
+            yield admin_pb2.ExportModelResponse(chunk=chunk)
+
+    def _newest_digest(self) -> str:
+        model = self._journal.newest_model()
+        return "" if model is None else model.digest
+
+    def _run_name(self, asked: str) -> str:
+        if asked:
+            return asked
+        return "" if self._conductor.run is None else self._conductor.run.name
+
+
+def _summary(state: RoundState) -> admin_pb2.RoundSummary:
+    return admin_pb2.RoundSummary(
+        number=state.number,
+        phase=str(state.phase),
+        reason=state.reason,
+        base_digest=state.base_digest,
+        model_digest=state.model_digest,
+        invited=state.invited,
+        participants=[
+            admin_pb2.Participant(
+                silo=update.silo,
+                report=report_to_wire(update.report),
+                weight=state.weights.get(update.silo, 0.0),
+                payload_digest=update.payload_digest,
+            )
+            for update in state.updates
+        ],
+        phase_seconds=state.phase_seconds,
+        upload_bytes=sum(update.size_bytes for update in state.updates),
+        download_bytes=state.download_bytes,
+        distillation_loss_before=state.loss_before,
+        distillation_loss_after=state.loss_after,
+        update_norm=state.update_norm,
+    )

@@ -1,0 +1,361 @@
+"""The commands of the platform team."""
+
+import math
+import re
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from fedreid import launch
+from fedreid.console import out, print_json, print_table, run_app, say
+from fedreid.errors import UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Coordinate a federation: trust, runs, rounds and models.",
+)
+token_app = typer.Typer(no_args_is_help=True, help="Join tokens.")
+silo_app = typer.Typer(no_args_is_help=True, help="Silos of the federation.")
+run_app_ = typer.Typer(no_args_is_help=True, help="Runs: plans that are carried out.")
+round_app = typer.Typer(no_args_is_help=True, help="Rounds of a run.")
+model_app = typer.Typer(no_args_is_help=True, help="Published models.")
+config_app = typer.Typer(no_args_is_help=True, help="Settings.")
+for name, group in (
+    ("token", token_app),
+    ("silo", silo_app),
+    ("run", run_app_),
+    ("round", round_app),
+    ("model", model_app),
+    ("config", config_app),
+):
+    app.add_typer(group, name=name)
+
+Data = Annotated[Path, typer.Option("--data", help="The coordinator's data folder.")]
+Address = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads it
+    typer.Option("--coordinator", help="HOST:PORT; default: the one that serves --data here."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def init(
+    data: Data,
+    federation: Annotated[str, typer.Option(help="Name of the federation.")] = "fedreid",
+    hostname: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Name or address that silos dial; may be repeated, the first is put "
+            "into tokens. Default: this machine's name."
+        ),
+    ] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT to serve on.")] = "0.0.0.0:443",
+) -> None:
+    """Make a data folder: the federation's authority, server and admin identity, settings."""
+    from coordinator.config import Config, initialise
+    from coordinator.folders import Folders
+    from fedreid.clock import SystemClock
+    from fedreid.names import federation_name
+
+    names = tuple(dict.fromkeys([*(hostname or [socket.gethostname()]), "localhost", "127.0.0.1"]))
+    config = Config(federation=federation_name(federation), hostnames=names, listen=listen)
+    initialise(Folders(data), config, SystemClock())
+    say(f"made the federation {federation} in {data}; its names are {', '.join(names)}")
+    say(f"next: coordinator serve --data {data}")
+
+
+@config_app.command("check")
+def config_check(data: Data) -> None:
+    """Check settings and identities without starting."""
+    from coordinator.config import load_authority, load_config
+    from coordinator.folders import Folders
+    from fedreid.clock import SystemClock
+    from fedreid.pki.identity import IdentityStore, check_not_expired
+
+    folders = Folders(data)
+    load_config(folders)
+    load_authority(folders)
+    for store in (folders.server, folders.admin):
+        check_not_expired(IdentityStore(store).load(), SystemClock())
+    say(f"{folders.config} and the identities beside it are fine")
+
+
+@config_app.command("show")
+def config_show(data: Data) -> None:
+    """Print the settings in force."""
+    import msgspec
+
+    from coordinator.config import load_config
+    from coordinator.folders import Folders
+
+    print_json(msgspec.to_builtins(load_config(Folders(data))))
+
+
+@app.command()
+def serve(
+    data: Data,
+    listen: Annotated[Optional[str], typer.Option(help="HOST:PORT of gRPC.")] = None,  # noqa: UP045
+    metrics: Annotated[Optional[str], typer.Option(help="HOST:PORT of HTTP.")] = None,  # noqa: UP045
+) -> None:
+    """Serve the federation until SIGTERM or Ctrl-C."""
+    launch.prepare()
+    from coordinator.server import serve as serve_forever
+
+    serve_forever(data, listen=listen, metrics=metrics, say=say)
+
+
+@token_app.command("create")
+def token_create(
+    data: Data,
+    silo: Annotated[str, typer.Option(help="The one silo that the token is for.")],
+    ttl: Annotated[str, typer.Option(help="Time to live: 30m, 1h, 2d.")] = "1h",
+    public: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--address", help="HOST:PORT that the silo dials; default: from init."),
+    ] = None,
+    out_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Write it to a file of mode 0600 instead of printing it."),
+    ] = None,
+    coordinator: Address = None,
+) -> None:
+    """Mint a join token for one silo."""
+    from coordinator.client import admin_of
+    from coordinator.config import load_config
+    from coordinator.folders import Folders
+    from fedreid.files import write_bytes
+    from fedreid.names import silo_name
+    from fedreid.v1 import admin_pb2
+
+    config = load_config(Folders(data))
+    endpoint = Folders(data).endpoint
+    port = endpoint.read_text().strip().rpartition(":")[2] if endpoint.exists() else "443"
+    request = admin_pb2.CreateTokenRequest(
+        silo=silo_name(silo),
+        ttl_s=_seconds(ttl),
+        coordinator=public or f"{config.hostnames[0]}:{port}",
+    )
+    with admin_of(data, coordinator) as admin:
+        token = admin.CreateToken(request)
+    if out_file is None:
+        out.print(token.token, markup=False, soft_wrap=True)
+        return
+    write_bytes(out_file, token.token.encode() + b"\n", mode=0o600)
+    say(f"wrote a token for {silo} to {out_file}, good until {_instant(token.expires_at_s)}")
+
+
+@silo_app.command("list")
+def silo_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
+    """Every silo and what it does now."""
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    with admin_of(data, coordinator) as admin:
+        silos = admin.ListSilos(admin_pb2.ListSilosRequest()).silos
+    if as_json:
+        print_json([_message(silo) for silo in silos])
+        return
+    rows = [
+        (
+            silo.name,
+            silo.state,
+            _instant(silo.last_seen_s) if silo.last_seen_s else "never",
+            f"{silo.phase} {silo.progress:.0%}" if silo.phase else "",
+            _instant(silo.certificate_not_after_s),
+            silo.agent_version,
+        )
+        for silo in silos
+    ]
+    columns = ("silo", "state", "last seen", "does", "certificate ends", "agent")
+    print_table("Silos", columns, rows)
+
+
+@silo_app.command("revoke")
+def silo_revoke(
+    name: Annotated[str, typer.Argument(help="The silo.")], data: Data, coordinator: Address = None
+) -> None:
+    """Withdraw a silo's identity; in force when this command returns."""
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    with admin_of(data, coordinator) as admin:
+        admin.RevokeSilo(admin_pb2.RevokeSiloRequest(silo=name))
+    say(f"{name} is revoked")
+
+
+@run_app_.command("start")
+def run_start(
+    plan: Annotated[Path, typer.Argument(help="The plan, TOML.")],
+    data: Data,
+    coordinator: Address = None,
+) -> None:
+    """Start a run from a plan."""
+    from coordinator.client import admin_of
+    from fedreid.plan import load_plan
+    from fedreid.v1 import admin_pb2
+
+    load_plan(plan)
+    with admin_of(data, coordinator) as admin:
+        started = admin.StartRun(admin_pb2.StartRunRequest(plan_toml=plan.read_text("utf-8")))
+    say(f"the run {started.run} has started; watch it: coordinator run status --watch")
+
+
+@run_app_.command("status")
+def run_status(
+    data: Data,
+    coordinator: Address = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Until the run has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What the current run is doing."""
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    told = ""
+    with admin_of(data, coordinator) as admin:
+        while True:
+            run = admin.GetRun(admin_pb2.GetRunRequest())
+            line = (
+                f"{run.run or 'no run'} {run.state}: {run.rounds_published} of "
+                f"{run.rounds_planned} models; round {run.round.number} {run.round.phase}; "
+                f"{run.reason}"
+            )
+            if as_json:
+                print_json(_message(run))
+            elif line != told:
+                say(line)
+            told = line
+            if not watch or run.state not in ("running", "paused"):
+                return
+            time.sleep(1.0)
+
+
+def _control(data: Path, coordinator: str | None, command: str) -> None:
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    value = admin_pb2.RunCommand.Value(f"RUN_COMMAND_{command.upper()}")
+    with admin_of(data, coordinator) as admin:
+        answer = admin.ControlRun(admin_pb2.ControlRunRequest(command=value))
+    say(f"the run is {answer.state}")
+
+
+@run_app_.command("pause")
+def run_pause(data: Data, coordinator: Address = None) -> None:
+    """Open no further round until resumed."""
+    _control(data, coordinator, "pause")
+
+
+@run_app_.command("resume")
+def run_resume(data: Data, coordinator: Address = None) -> None:
+    """Go on with a paused run."""
+    _control(data, coordinator, "resume")
+
+
+@run_app_.command("stop")
+def run_stop(data: Data, coordinator: Address = None) -> None:
+    """End the run; its last published model stays."""
+    _control(data, coordinator, "stop")
+
+
+@round_app.command("list")
+def round_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
+    """Every round of the current run."""
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    with admin_of(data, coordinator) as admin:
+        rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+    if as_json:
+        print_json([_message(state) for state in rounds])
+        return
+    rows = [
+        (
+            str(state.number),
+            state.phase,
+            f"{len(state.participants)}/{len(state.invited)}",
+            f"{sum(state.phase_seconds.values()):.1f} s",
+            state.model_digest[:12] or state.reason,
+        )
+        for state in rounds
+    ]
+    print_table("Rounds", ("round", "phase", "updates", "time", "model or reason"), rows)
+
+
+@round_app.command("show")
+def round_show(
+    number: Annotated[int, typer.Argument(help="The round.")],
+    data: Data,
+    coordinator: Address = None,
+) -> None:
+    """One round with every figure, as JSON."""
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    with admin_of(data, coordinator) as admin:
+        rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+    found = next((state for state in rounds if state.number == number), None)
+    if found is None:
+        raise UsageError(f"The run has no round {number}", next_step="See: coordinator round list.")
+    print_json(_message(found))
+
+
+@model_app.command("list")
+def model_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
+    """Every published model, newest first."""
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    with admin_of(data, coordinator) as admin:
+        models = admin.ListModels(admin_pb2.ListModelsRequest()).models
+    if as_json:
+        print_json([_message(model) for model in models])
+        return
+    rows = [(str(m.version), m.run, str(m.round), m.model_digest) for m in models]
+    print_table("Models", ("version", "run", "round", "digest"), rows)
+
+
+@model_app.command("export")
+def model_export(
+    out_file: Annotated[Path, typer.Argument(help="Where to write the .safetensors file.")],
+    data: Data,
+    digest: Annotated[str, typer.Option(help="Which model; default: the newest.")] = "",
+    coordinator: Address = None,
+) -> None:
+    """Write a published model with its signed release beside it."""
+    from coordinator.export import export_model
+
+    release = export_model(data, coordinator, digest, out_file)
+    say(f"wrote model {release.version} ({release.run}, round {release.round}) to {out_file}")
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None:
+        raise UsageError(f"{text!r} is no time", next_step="Write 90s, 30m, 1h or 2d.")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def _instant(seconds: float) -> str:
+    return datetime.fromtimestamp(math.floor(seconds), UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _message(message: object) -> object:
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(
+        message,  # type: ignore[arg-type]
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+    )
+
+
+def main() -> None:
+    """The console script ``coordinator``."""
+    run_app(app)

@@ -1,0 +1,54 @@
+"""How does an administrator's command reach the running coordinator?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from coordinator.folders import Folders
+from fedreid.clock import SystemClock
+from fedreid.errors import ConnectionFailed
+from fedreid.pki.identity import IdentityStore, check_not_expired
+from fedreid.v1 import admin_pb2_grpc
+from fedreid.wire.failures import failure_of
+
+if TYPE_CHECKING:
+    from fedreid.v1.admin_pb2_grpc import AdminStub
+
+
+@contextmanager
+def admin_of(data: Path, coordinator: str | None = None) -> "Iterator[AdminStub]":
+    """A connection with the admin identity in ``data``, to the coordinator that serves it.
+
+    ``coordinator`` (HOST:PORT) names it where ``data`` is a copy of the identity on another
+    machine.
+
+    Raises:
+        IdentityMissing, IdentityBroken: no usable admin identity there.
+        ConnectionFailed: the coordinator does not run, or can't be reached.
+        FedreidError: as the coordinator refused a call of the block.
+    """
+    folders = Folders(data)
+    identity = IdentityStore(folders.admin).load()
+    check_not_expired(identity, SystemClock())
+    address = coordinator or _endpoint(folders)
+    credentials = grpc.ssl_channel_credentials(
+        identity.authorities_pem, identity.key_pem, identity.certificate_pem
+    )
+    with grpc.secure_channel(address, credentials) as channel:
+        try:
+            yield admin_pb2_grpc.AdminStub(channel)
+        except grpc.RpcError as error:
+            raise failure_of(error, address) from error
+
+
+def _endpoint(folders: Folders) -> str:
+    try:
+        return folders.endpoint.read_text("ascii").strip()
+    except OSError as error:
+        raise ConnectionFailed(
+            f"No coordinator has served {folders.root} yet",
+            next_step=f"Start it: coordinator serve --data {folders.root}.",
+        ) from error

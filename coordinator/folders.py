@@ -1,0 +1,69 @@
+"""Where does what lie in the coordinator's data folder?
+
+::
+
+    coordinator.toml   settings            journal.sqlite   the durable truth
+    authority/         the federation's CA models/          published models, by digest
+    server/  admin/    identities          spool/           updates of the current round
+    model-key.pem      signs models        work/            intermediate models of the round
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedreid.files import make_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The paths below one data folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings."""
+        return self.root / "coordinator.toml"
+
+    @property
+    def endpoint(self) -> Path:
+        """HOST:PORT at which the running coordinator can be reached from this machine."""
+        return self.root / "endpoint"
+
+    @property
+    def journal(self) -> Path:
+        """The SQLite file."""
+        return self.root / "journal.sqlite"
+
+    @property
+    def authority(self) -> Path:
+        """Identity-like store of the federation's certificate authority."""
+        return self.root / "authority"
+
+    @property
+    def server(self) -> Path:
+        """Identity of the port."""
+        return self.root / "server"
+
+    @property
+    def admin(self) -> Path:
+        """Identity of the first administrator."""
+        return self.root / "admin"
+
+    @property
+    def model_key(self) -> Path:
+        """Key that signs models."""
+        return self.root / "model-key.pem"
+
+    @property
+    def models(self) -> Path:
+        """Published models."""
+        return make_folder(self.root / "models")
+
+    def spool(self, run: str, number: int) -> Path:
+        """Updates of one round."""
+        return make_folder(self.root / "spool" / f"{run}-{number:06d}", mode=0o700)
+
+    def work(self, run: str, number: int) -> Path:
+        """Intermediate models of one round."""
+        return make_folder(self.root / "work" / f"{run}-{number:06d}", mode=0o700)

@@ -1,0 +1,72 @@
+"""How does a kubelet or Prometheus, which have no client certificate, look in? Plain HTTP."""
+
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import make_wsgi_app
+
+from fedreid.errors import ConfigRefused
+
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Probes every few seconds are no news."""
+
+
+class Health:
+    """Serves /livez, /readyz, /startupz and /metrics in a thread of its own."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Bind the port.
+
+        Raises:
+            ConfigRefused: it is taken, or not ours to bind.
+        """
+        self.ready = False
+        self._metrics = make_wsgi_app()
+        try:
+            self._server = make_server(
+                host, port, self._answer, server_class=_Server, handler_class=_Quiet
+            )
+        except OSError as error:
+            raise ConfigRefused(
+                f"Can't serve metrics on {host}:{port}",
+                why=error.strerror or str(error),
+                next_step="Choose another address with --metrics.",
+            ) from error
+        self.port = int(self._server.server_port)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health")
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and release the port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            exposition: Iterable[bytes] = self._metrics(environ, start_response)
+            return exposition
+        plain = [("Content-Type", "text/plain; charset=utf-8")]
+        if path == "/livez" or (path in ("/readyz", "/startupz") and self.ready):
+            start_response("200 OK", plain)
+            return [b"ok\n"]
+        if path in ("/readyz", "/startupz"):
+            start_response("503 Service Unavailable", plain)
+            return [b"not ready\n"]
+        start_response("404 Not Found", plain)
+        return [b"not found\n"]

@@ -1,0 +1,1 @@
+"""Rounds from the first invitation to the published model."""

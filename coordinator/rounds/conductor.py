@@ -1,0 +1,392 @@
+"""Who makes a round go on? The conductor: it does what a phase asks for, and tells the machine.
+
+The journal is written before memory changes and before anybody is answered, so a restarted
+coordinator finds itself in the same phase of the same round and does it again.
+"""
+
+import asyncio
+
+from coordinator import metrics
+from coordinator.folders import Folders
+from coordinator.rounds.journal import EvaluationRow, Journal, RunRow
+from coordinator.rounds.machine import (
+    Abandoned,
+    Event,
+    Phase,
+    Published,
+    RoundState,
+    Rules,
+    SiloGone,
+    TimePassed,
+    advance,
+    open_round,
+)
+from coordinator.rounds.phases import Phases, check_folders, uses_public_images
+from coordinator.rounds.presence import Presence
+from coordinator.rounds.publishing import Models
+from coordinator.rounds.tasks import evaluation_awaited, task_for
+from coordinator.trust.registry import Registry
+from fedreid.clock import Clock
+from fedreid.contract import EvaluationResult, Task, WaitTask
+from fedreid.errors import FedreidError, RunError
+from fedreid.files import remove_folder
+from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_RETRY_S
+from fedreid.names import Digest, SiloName, check_label
+from fedreid.plan import Plan, parse_plan
+from fedreid.work import off_loop
+
+RUNNING, PAUSED, FINISHED, STOPPED, FAILED = "running", "paused", "finished", "stopped", "failed"
+_IDLE_S = 1.0
+
+
+class Conductor:
+    """The current run and round, and the one task that moves them."""
+
+    def __init__(
+        self,
+        *,
+        folders: Folders,
+        journal: Journal,
+        models: Models,
+        registry: Registry,
+        presence: Presence,
+        phases: Phases,
+        clock: Clock,
+    ) -> None:
+        self._folders = folders
+        self._journal = journal
+        self._models = models
+        self._registry = registry
+        self._presence = presence
+        self._phases = phases
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._gathering_since_s = clock.monotonic_s()
+        self._downloaded_bytes = 0
+        self.activity = ""
+        """What the coordinator does or waits for, for a person to read."""
+        phases.tell = self._tell
+        self._replay()
+
+    def _replay(self) -> None:
+        self.run: RunRow | None = self._journal.newest_run()
+        self.round: RoundState | None = None
+        self.rounds_published = 0
+        self._failed_in_a_row = 0
+        self._evaluated: set[tuple[int, str]] = set()
+        self._plan: Plan | None = None
+        if self.run is None:
+            return
+        self._plan = parse_plan(self.run.plan_toml)
+        self.round = self._journal.newest_round(self.run.name)
+        if self.round is not None:
+            published = self.round.phase is Phase.PUBLISHED
+            self.rounds_published = self.round.published_before + published
+        for row in self._journal.evaluations(self.run.name):
+            self._remember_evaluation(row)
+
+    @property
+    def plan(self) -> Plan:
+        """The current run's plan.
+
+        Raises:
+            RunError: there never was a run.
+        """
+        if self._plan is None:
+            raise RunError("There is no run", next_step="Start one: coordinator run start PLAN.")
+        return self._plan
+
+    @property
+    def newest_digest(self) -> Digest:
+        """The newest published model of the run."""
+        model = self._journal.newest_model()
+        return Digest("") if model is None else Digest(model.digest)
+
+    async def start_run(self, plan_toml: str) -> RunRow:
+        """Start a run: make and publish its start weights.
+
+        Raises:
+            PlanRefused, NameRefused: the plan is wrong.
+            RunError: another run is under way, or the name was used before.
+        """
+        plan = parse_plan(plan_toml)
+        check_label(plan.name, what="run name")
+        check_folders(plan)
+        async with self._turn:
+            if self.run is not None and self.run.state in (RUNNING, PAUSED):
+                raise RunError(
+                    f"The run {self.run.name} is {self.run.state}",
+                    next_step="Wait until it has finished, or: coordinator run stop.",
+                )
+            if await off_loop(self._journal.run_exists, plan.name):
+                raise RunError(
+                    f"There was a run {plan.name!r} before", next_step="Choose another name."
+                )
+            self.activity = "making the start weights"
+            model = await self._phases.start_weights(plan)
+            run = RunRow(
+                name=plan.name,
+                plan_toml=plan_toml,
+                state=RUNNING,
+                started_at_s=self._clock.now_s(),
+            )
+            await off_loop(self._journal.add_run, run, model)
+            self._replay()
+            self._notify()
+            return run
+
+    async def control(self, state: str, reason: str) -> RunRow:
+        """Pause, resume or stop the current run.
+
+        Raises:
+            RunError: it is not under way.
+        """
+        if self.run is None or self.run.state not in (RUNNING, PAUSED):
+            raise RunError("No run is under way", next_step="Start one: coordinator run start.")
+        if state == STOPPED:
+            await self.apply(Abandoned(reason=reason))
+        await self._set_run_state(state, reason)
+        assert self.run is not None
+        return self.run
+
+    async def apply(self, event: Event, *, seen: RoundState | None = None) -> None:
+        """Let an event happen: journal first, then memory, then everybody who waits.
+
+        ``seen`` is the state that the event is about; if the round has moved on since in what
+        counts, the event no longer matters.
+        """
+        async with self._turn:
+            state = self.round
+            if state is None or (seen is not None and seen.updates != state.updates):
+                return
+            after = advance(state, event, self._rules(state), self._clock.now_s())
+            if after != state:
+                await off_loop(self._journal.save_round, after, None)
+                self._take(after)
+
+    async def silo_gone(self, silo: SiloName, state: str) -> None:
+        """A silo leaves or is revoked: from now on nothing of it counts."""
+        await off_loop(self._registry.set_state, silo, state)
+        self._presence.gone(silo)
+        await self.apply(SiloGone(silo=silo))
+
+    async def next_task(self, silo: SiloName, wait_s: float) -> Task:
+        """The silo's task; waits for up to ``wait_s`` for something to do."""
+        until_s = self._clock.monotonic_s() + wait_s
+        while True:
+            changed = self._changed
+            task = self._task(silo)
+            left_s = until_s - self._clock.monotonic_s()
+            if not isinstance(task, WaitTask) or left_s <= 0:
+                return task
+            await _wait(changed, left_s)
+            self._presence.seen(silo)
+
+    async def save_evaluations(
+        self, silo: SiloName, run: str, number: int, results: list[EvaluationResult]
+    ) -> None:
+        """Store what a silo measured."""
+        rows = [
+            EvaluationRow(run=run, round=number, silo=silo, result=result) for result in results
+        ]
+        await off_loop(self._journal.save_evaluations, rows)
+        for row in rows:
+            if self.run is not None and row.run == self.run.name:
+                self._remember_evaluation(row)
+        self._notify()
+
+    def awaited_evaluations(self) -> list[str]:
+        """Silos whose figures for the run's last model are still to come."""
+        if self.run is None or self.run.state != FINISHED or self.round is None:
+            return []
+        return [
+            silo
+            for silo in self.round.invited
+            if self._registry.active(silo)
+            and evaluation_awaited(self.plan, self.round, silo, self._evaluated)
+        ]
+
+    def downloaded(self, size_bytes: int) -> None:
+        """Count bytes of models that were sent."""
+        self._downloaded_bytes += size_bytes
+
+    def silo_seen(self) -> None:
+        """A silo has come: a round may be able to begin."""
+        self._notify()
+
+    async def serve(self) -> None:
+        """Move rounds on, for ever. Errors of our tree are told and tried again."""
+        while True:
+            try:
+                await self._step()
+            except FedreidError as error:
+                self.activity = str(error)
+                await _wait(self._changed, JOB_RETRY_S)
+
+    async def _step(self) -> None:
+        changed = self._changed
+        if self.run is None or self.run.state not in (RUNNING, PAUSED):
+            self.activity = "waiting for a run to be started"
+            await _wait(changed, _IDLE_S)
+        elif self.round is None or self.round.ended:
+            if not await self._go_on():
+                await _wait(changed, _IDLE_S)
+        elif self.round.phase is Phase.COLLECTING:
+            self.activity = "collecting updates"
+            left_s = self.round.deadline_s - self._clock.now_s()
+            await _wait(changed, min(max(left_s, 0.0), _IDLE_S))
+            await self.apply(TimePassed())
+        else:
+            await self._do_phase(self.round)
+
+    async def _go_on(self) -> bool:
+        """Finish the run or open its next round; False if there is nothing to do yet."""
+        assert self.run is not None
+        if self.rounds_published >= self.plan.rounds:
+            await self._set_run_state(FINISHED, "all models are published")
+            return True
+        if self._failed_in_a_row >= FAILED_ROUNDS_IN_A_ROW:
+            reason = self.round.reason if self.round is not None else ""
+            await self._set_run_state(
+                FAILED, f"{self._failed_in_a_row} rounds in a row failed; the last: {reason}"
+            )
+            return True
+        if self.run.state == PAUSED:
+            self.activity = "paused"
+            return False
+        invited = self._gathered()
+        if invited is None:
+            return False
+        await self._open(invited)
+        return True
+
+    def _gathered(self) -> tuple[SiloName, ...] | None:
+        """The silos to invite, or None while more are waited for."""
+        present = [silo for silo in self._presence.present() if self._registry.active(silo)]
+        known = sum(self._registry.active(row.name) for row in self._registry.silos())
+        waited_s = self._clock.monotonic_s() - self._gathering_since_s
+        if len(present) < self.plan.quorum.min_silos:
+            self.activity = (
+                f"waiting for silos: {len(present)} of at least "
+                f"{self.plan.quorum.min_silos} are there"
+            )
+            return None
+        if len(present) < known and waited_s < GATHER_S:
+            self.activity = f"waiting for silos that are away: {len(present)} of {known} are there"
+            return None
+        return tuple(present)
+
+    async def _open(self, invited: tuple[SiloName, ...]) -> None:
+        assert self.run is not None
+        async with self._turn:
+            number = 1 if self.round is None else self.round.number + 1
+            state = open_round(
+                run=self.run.name,
+                number=number,
+                base_digest=self.newest_digest,
+                published_before=self.rounds_published,
+                invited=invited,
+                rules=self._rules(None),
+                now_s=self._clock.now_s(),
+            )
+            await off_loop(self._journal.save_round, state, None)
+            self._downloaded_bytes = 0
+            self._take(state)
+
+    async def _do_phase(self, state: RoundState) -> None:
+        """Do what the phase asks for; on failure try again until its deadline."""
+        self.activity = str(state.phase)
+        left_s = state.deadline_s - self._clock.now_s()
+        try:
+            async with asyncio.timeout(max(left_s, 0.0)):
+                if state.phase is Phase.PUBLISHING:
+                    await self._publish(state)
+                    return
+                event = await self._phases.perform(state, self.plan, self._rules(state))
+        except TimeoutError:
+            await self.apply(TimePassed(), seen=state)
+            return
+        except FedreidError as error:
+            self.activity = f"{state.phase} failed and is tried again: {error}"
+            await asyncio.sleep(min(JOB_RETRY_S, max(left_s, 0.0)))
+            await self.apply(TimePassed(problem=str(error)), seen=state)
+            return
+        await self.apply(event, seen=state)
+
+    async def _publish(self, state: RoundState) -> None:
+        """Place the model, then commit release and end of the round together."""
+        model = await self._phases.publish(state, self.plan, self._rules(state))
+        async with self._turn:
+            if self.round is None or self.round.updates != state.updates:
+                return
+            published = Published(model_digest=model.digest, download_bytes=self._downloaded_bytes)
+            after = advance(self.round, published, self._rules(state), self._clock.now_s())
+            await off_loop(self._journal.save_round, after, model)
+            self._take(after)
+        await off_loop(self._models.remove_old)
+
+    def _rules(self, state: RoundState | None) -> Rules:
+        plan = self.plan
+        return Rules(
+            min_silos=plan.quorum.min_silos,
+            min_fraction=plan.quorum.min_fraction,
+            deadline_s=plan.quorum.deadline_s,
+            phase_deadline_s=plan.quorum.phase_deadline_s,
+            distils=state is not None and uses_public_images(plan, state),
+            evaluates=bool(plan.evaluation.folder),
+        )
+
+    def _task(self, silo: SiloName) -> Task:
+        return task_for(
+            silo,
+            run=self.run,
+            plan=self._plan,
+            state=self.round,
+            evaluated=self._evaluated,
+            activity=self.activity,
+            now_s=self._clock.now_s(),
+        )
+
+    def _take(self, state: RoundState) -> None:
+        """Make a journalled state the current one."""
+        self.round = state
+        metrics.ROUND_CURRENT.set(state.number)
+        if state.ended:
+            self._gathering_since_s = self._clock.monotonic_s()
+            self._note_end(state)
+        self._notify()
+
+    def _note_end(self, state: RoundState) -> None:
+        metrics.note_round(state, self._clock.now_s())
+        if state.phase is Phase.PUBLISHED:
+            self.rounds_published += 1
+        self._failed_in_a_row = 0 if state.phase is Phase.PUBLISHED else self._failed_in_a_row + 1
+        remove_folder(self._folders.spool(state.run, state.number))
+        remove_folder(self._folders.work(state.run, state.number))
+
+    def _remember_evaluation(self, row: EvaluationRow) -> None:
+        if row.result.model == "global":
+            self._evaluated.add((row.round, row.silo))
+
+    async def _set_run_state(self, state: str, reason: str) -> None:
+        assert self.run is not None
+        await off_loop(self._journal.set_run_state, self.run.name, state, reason)
+        self.run = await off_loop(self._journal.newest_run)
+        self._gathering_since_s = self._clock.monotonic_s()
+        self._notify()
+
+    def _tell(self, activity: str) -> None:
+        self.activity = activity
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+async def _wait(changed: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await changed.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,235 @@
+"""How does an update get from the wire into the spool, checked, and count exactly once?"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import blake3
+
+from coordinator.folders import Folders
+from coordinator.metrics import INTAKE_BYTES, SILO_UPDATES, UPDATES_REJECTED
+from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
+from coordinator.rounds.phases import update_path
+from coordinator.rounds.publishing import Models
+from coordinator.rounds.validation import check_manifest, check_values
+from fedreid.contract import UpdateReport
+from fedreid.errors import Refusal, RunError, UpdateRefused, storage_errors
+from fedreid.files import replacing, sync_folder
+from fedreid.limits import CONCURRENT_UPLOADS
+from fedreid.names import Digest, SiloName
+from fedreid.plan import Plan
+from fedreid.v1 import tensors_pb2
+from fedreid.wire.encoding import decode
+from fedreid.wire.manifest import Manifest
+from fedreid.wire.stream import PartialFile
+from fedreid.wire.tensors import TensorFile
+from fedreid.work import off_loop
+
+_SEND_AGAIN = frozenset(
+    {Refusal.CHUNK, Refusal.BYTE_COUNT, Refusal.DIGEST, Refusal.NOT_INVITED, Refusal.STALE}
+)
+"""Refusals that say nothing of the update's content: a broken line can cause them."""
+
+
+class Standing(Enum):
+    """Where an announced update stands."""
+
+    SEND = "send"
+    ACCEPTED = "accepted"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """An update as its silo announces it; nothing of it is believed yet."""
+
+    silo: SiloName
+    run: str
+    round: int
+    base_digest: str
+    manifest: Manifest
+    report: UpdateReport
+
+    @property
+    def upload_id(self) -> str:
+        """Equal for equal announcements, so that a silo can go on after any restart."""
+        place = (self.silo, self.run, self.round, self.base_digest, self.manifest.payload_digest)
+        return blake3.blake3("\0".join(map(str, place)).encode()).hexdigest()[:32]
+
+    def is_for(self, state: RoundState) -> bool:
+        """Whether this belongs to the round ``state``."""
+        return (self.run, self.round, self.base_digest) == (
+            state.run,
+            state.number,
+            state.base_digest,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """Answer to an announcement."""
+
+    standing: Standing
+    upload_id: str
+    offset: int = 0
+
+
+class Intake:
+    """Receives updates: at most a few at once, one of each silo."""
+
+    def __init__(self, *, folders: Folders, models: Models, conductor: Conductor) -> None:
+        self._folders = folders
+        self._models = models
+        self._conductor = conductor
+        self._announced: dict[SiloName, Announcement] = {}
+        self._busy: set[SiloName] = set()
+        self._slots = asyncio.Semaphore(CONCURRENT_UPLOADS)
+
+    async def open(self, announcement: Announcement) -> Opening:
+        """Say where to go on with an announced update.
+
+        Raises:
+            UpdateRefused: its form is wrong, or the silo was not invited.
+        """
+        standing = self._standing(announcement)
+        upload_id = announcement.upload_id
+        if standing is not Standing.SEND:
+            return Opening(standing=standing, upload_id=upload_id)
+        await off_loop(self._check_form, announcement, self._conductor.plan)
+        self._announced[announcement.silo] = announcement
+        part = self._part_path(announcement)
+        held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
+        offset = held if 0 < held <= announcement.manifest.byte_count else 0
+        return Opening(standing=standing, upload_id=upload_id, offset=offset)
+
+    async def receive(
+        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[tensors_pb2.Chunk]
+    ) -> Standing:
+        """Take the payload of an opened upload, check it, and make it count.
+
+        Raises:
+            RunError: the upload was not opened, or another one of the silo is under way.
+            UpdateRefused: the payload must not count.
+            StorageError: the disk is full or fails; what came so far is kept.
+        """
+        announcement = self._announced.get(silo)
+        if announcement is None or announcement.upload_id != upload_id:
+            raise RunError("This upload was not opened", next_step="Call OpenUpload first.")
+        if silo in self._busy:
+            raise RunError("Another upload of this silo is under way")
+        self._busy.add(silo)
+        try:
+            async with self._slots:
+                return await self._receive(announcement, chunks)
+        finally:
+            self._busy.discard(silo)
+
+    @contextlib.asynccontextmanager
+    async def judging(self, silo: SiloName) -> AsyncIterator[None]:
+        """Count what the block refuses; a silo whose content is refused is not waited for."""
+        try:
+            yield
+        except UpdateRefused as refusal:
+            UPDATES_REJECTED.labels(refusal.reason.value).inc()
+            SILO_UPDATES.labels(silo, "rejected").inc()
+            if refusal.reason not in _SEND_AGAIN:
+                await self._conductor.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
+            raise
+
+    async def _receive(
+        self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]
+    ) -> Standing:
+        standing = self._standing(announcement)
+        if standing is not Standing.SEND:
+            return standing
+        manifest = announcement.manifest
+        part = self._part_path(announcement)
+        file = await off_loop(PartialFile, part, prefix=_prefix(manifest), size=manifest.byte_count)
+        try:
+            async for chunk in chunks:
+                await off_loop(file.write, chunk)
+                INTAKE_BYTES.inc(len(chunk.data))
+            await off_loop(file.finish, manifest.payload_digest)
+        finally:
+            file.close()
+        return await self._count(announcement, part)
+
+    async def _count(self, announcement: Announcement, part: Path) -> Standing:
+        state = self._conductor.round
+        if self._standing(announcement) is not Standing.SEND or state is None:
+            return Standing.STALE
+        await off_loop(self._admit, announcement, part, state, self._conductor.plan)
+        await self._conductor.apply(
+            UpdateAccepted(
+                update=Accepted(
+                    silo=announcement.silo,
+                    payload_digest=announcement.manifest.payload_digest,
+                    size_bytes=announcement.manifest.byte_count,
+                    report=announcement.report,
+                )
+            )
+        )
+        standing = self._standing(announcement)
+        if standing is Standing.ACCEPTED:
+            SILO_UPDATES.labels(announcement.silo, "accepted").inc()
+        return standing
+
+    def _admit(self, announcement: Announcement, part: Path, state: RoundState, plan: Plan) -> None:
+        """Decode, check each value, and move the update to where aggregation reads it."""
+        manifest = announcement.manifest
+        ready = part.with_suffix(".ready")
+        if manifest.encoding == "fp32":
+            with storage_errors("move", part):
+                os.replace(part, ready)
+        else:
+            with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
+                decode(payload, manifest.layout, manifest.encoding, stream)
+            part.unlink()
+        try:
+            with (
+                TensorFile(ready) as update,
+                TensorFile(self._models.path(Digest(state.base_digest))) as base,
+            ):
+                check_values(update, base, plan.validation)
+        except UpdateRefused:
+            ready.unlink()
+            raise
+        with storage_errors("move into place", ready):
+            os.replace(ready, update_path(self._folders, state, announcement.silo))
+            sync_folder(ready.parent)
+
+    def _check_form(self, announcement: Announcement, plan: Plan) -> None:
+        if announcement.manifest.encoding not in (plan.wire.upload, "fp32"):
+            raise UpdateRefused(
+                Refusal.ENCODING,
+                f"The plan asks for uploads in {plan.wire.upload}, not in "
+                f"{announcement.manifest.encoding}",
+            )
+        base = self._models.layout(Digest(announcement.base_digest))
+        check_manifest(announcement.manifest, base, plan.aggregation.bn)
+
+    def _standing(self, announcement: Announcement) -> Standing:
+        state = self._conductor.round
+        if state is None or not announcement.is_for(state):
+            return Standing.STALE
+        if state.accepted(announcement.silo) is not None:
+            return Standing.ACCEPTED
+        if announcement.silo not in state.invited:
+            raise UpdateRefused(
+                Refusal.NOT_INVITED, f"The silo {announcement.silo} is not part of this round"
+            )
+        return Standing.SEND if state.wants(announcement.silo) else Standing.STALE
+
+    def _part_path(self, announcement: Announcement) -> Path:
+        folder = self._folders.spool(announcement.run, announcement.round)
+        return folder / f"{announcement.silo}-{announcement.manifest.payload_digest[:16]}.part"
+
+
+def _prefix(manifest: Manifest) -> bytes:
+    """What makes an fp32 payload a canonical file where it lies; nothing for other encodings."""
+    return manifest.layout.header() if manifest.encoding == "fp32" else b""

@@ -1,0 +1,324 @@
+"""What does the coordinator know for certain? The journal: the one durable truth.
+
+SQLite in WAL mode with ``synchronous=FULL``, so that what a commit returned from survives a
+power cut; one writer, in the order of calls. Rows hold whole states as JSON: a restart reads the
+newest row of the run and of its round and goes on from there.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from coordinator.rounds.machine import RoundState
+from fedreid.contract import EvaluationResult
+from fedreid.errors import StorageError
+
+_metadata = sa.MetaData()
+_silos = sa.Table(
+    "silos",
+    _metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("key_fingerprint", sa.String, nullable=False),
+    sa.Column("certificate_pem", sa.LargeBinary, nullable=False),
+    sa.Column("not_after_s", sa.Float, nullable=False),
+)
+_tokens = sa.Table(
+    "tokens",
+    _metadata,
+    sa.Column("secret_hash", sa.String, primary_key=True),
+    sa.Column("silo", sa.String, nullable=False),
+    sa.Column("expires_at_s", sa.Float, nullable=False),
+    sa.Column("key_fingerprint", sa.String, nullable=False, default=""),
+)
+_runs = sa.Table(
+    "runs",
+    _metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("name", sa.String, unique=True, nullable=False),
+    sa.Column("plan_toml", sa.Text, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("started_at_s", sa.Float, nullable=False),
+)
+_rounds = sa.Table(
+    "rounds",
+    _metadata,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("phase", sa.String, nullable=False),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+)
+_models = sa.Table(
+    "models",
+    _metadata,
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False, index=True),
+    sa.Column("run", sa.String, nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("release", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+)
+_evaluations = sa.Table(
+    "evaluations",
+    _metadata,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("silo", sa.String, primary_key=True),
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("result", sa.LargeBinary, nullable=False),
+)
+
+
+class SiloRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered silo."""
+
+    name: str
+    state: str
+    """``active``, ``left`` or ``revoked``."""
+    key_fingerprint: str
+    certificate_pem: bytes
+    not_after_s: float
+
+
+class TokenRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A join token, by the hash of its secret."""
+
+    secret_hash: str
+    silo: str
+    expires_at_s: float
+    key_fingerprint: str = ""
+    """The first key that used it; empty until then."""
+
+
+class RunRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of the federation."""
+
+    name: str
+    plan_toml: str
+    state: str
+    """``running``, ``paused``, ``finished``, ``stopped`` or ``failed``."""
+    reason: str = ""
+    started_at_s: float
+
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A published model."""
+
+    version: int
+    digest: str
+    run: str
+    round: int
+    """The round that made it; 0 for start weights."""
+    release: bytes
+    """The serialised, signed statement."""
+    signature: bytes
+
+
+class EvaluationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A measurement; ``silo`` is empty for the coordinator's own."""
+
+    run: str
+    round: int
+    silo: str
+    result: EvaluationResult
+
+
+class Journal:
+    """The durable state; every method is one transaction and may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the journal.
+
+        Raises:
+            StorageError: it can't be opened, or is damaged.
+        """
+        self._path = path
+        self._writer = threading.Lock()
+        self._engine = sa.create_engine(f"sqlite:///{path}")
+        sa.event.listen(self._engine, "connect", _set_pragmas)
+        with self._errors():
+            _metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._engine.dispose()
+
+    def silos(self) -> list[SiloRow]:
+        """Every registered silo, by name."""
+        return [SiloRow(**row) for row in self._rows(sa.select(_silos).order_by(_silos.c.name))]
+
+    def set_silo_state(self, name: str, state: str) -> None:
+        """Change whether a silo may take part."""
+        with self._commit() as connection:
+            connection.execute(sa.update(_silos).where(_silos.c.name == name).values(state=state))
+
+    def add_token(self, token: TokenRow) -> None:
+        """Store a fresh token."""
+        with self._commit() as connection:
+            connection.execute(sa.insert(_tokens).values(**msgspec.structs.asdict(token)))
+
+    def token(self, secret_hash: str) -> TokenRow | None:
+        """The token with this hash."""
+        rows = self._rows(sa.select(_tokens).where(_tokens.c.secret_hash == secret_hash))
+        return TokenRow(**rows[0]) if rows else None
+
+    def consume_token(self, token: TokenRow, silo: SiloRow) -> None:
+        """Bind the token to its first key and register the silo, both or neither."""
+        with self._commit() as connection:
+            connection.execute(
+                sa.update(_tokens)
+                .where(_tokens.c.secret_hash == token.secret_hash)
+                .values(key_fingerprint=token.key_fingerprint)
+            )
+            values = msgspec.structs.asdict(silo)
+            connection.execute(
+                insert(_silos).values(**values).on_conflict_do_update(["name"], set_=values)
+            )
+
+    def newest_run(self) -> RunRow | None:
+        """The run that was started last."""
+        query = sa.select(_runs).order_by(_runs.c.sequence.desc()).limit(1)
+        rows = self._rows(query)
+        return RunRow(**{k: v for k, v in rows[0].items() if k != "sequence"}) if rows else None
+
+    def run_exists(self, name: str) -> bool:
+        """Whether there ever was a run of this name."""
+        return bool(self._rows(sa.select(_runs.c.name).where(_runs.c.name == name)))
+
+    def add_run(self, run: RunRow, model: ModelRow) -> None:
+        """Start a run with its start weights."""
+        with self._commit() as connection:
+            connection.execute(sa.insert(_runs).values(**msgspec.structs.asdict(run)))
+            connection.execute(sa.insert(_models).values(**msgspec.structs.asdict(model)))
+
+    def set_run_state(self, name: str, state: str, reason: str) -> None:
+        """Change a run's state."""
+        with self._commit() as connection:
+            connection.execute(
+                sa.update(_runs).where(_runs.c.name == name).values(state=state, reason=reason)
+            )
+
+    def save_round(self, state: RoundState, model: ModelRow | None = None) -> None:
+        """Store a round as it stands, with the model it published, if it just did."""
+        values = {
+            "run": state.run,
+            "number": state.number,
+            "phase": str(state.phase),
+            "state": msgspec.json.encode(state),
+        }
+        with self._commit() as connection:
+            connection.execute(
+                insert(_rounds)
+                .values(**values)
+                .on_conflict_do_update(["run", "number"], set_=values)
+            )
+            if model is not None:
+                connection.execute(sa.insert(_models).values(**msgspec.structs.asdict(model)))
+
+    def newest_round(self, run: str) -> RoundState | None:
+        """The run's last round."""
+        query = (
+            sa.select(_rounds.c.state)
+            .where(_rounds.c.run == run)
+            .order_by(_rounds.c.number.desc())
+            .limit(1)
+        )
+        rows = self._rows(query)
+        return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
+
+    def rounds(self, run: str) -> list[RoundState]:
+        """Every round of a run, by number."""
+        query = sa.select(_rounds.c.state).where(_rounds.c.run == run).order_by(_rounds.c.number)
+        return [msgspec.json.decode(row["state"], type=RoundState) for row in self._rows(query)]
+
+    def newest_model(self) -> ModelRow | None:
+        """The model that was published last."""
+        rows = self._rows(sa.select(_models).order_by(_models.c.version.desc()).limit(1))
+        return ModelRow(**rows[0]) if rows else None
+
+    def model(self, digest: str) -> ModelRow | None:
+        """The newest release of the model with this digest."""
+        query = (
+            sa.select(_models)
+            .where(_models.c.digest == digest)
+            .order_by(_models.c.version.desc())
+            .limit(1)
+        )
+        rows = self._rows(query)
+        return ModelRow(**rows[0]) if rows else None
+
+    def models(self) -> list[ModelRow]:
+        """Every published model, newest first."""
+        query = sa.select(_models).order_by(_models.c.version.desc())
+        return [ModelRow(**row) for row in self._rows(query)]
+
+    def save_evaluations(self, rows: list[EvaluationRow]) -> None:
+        """Store measurements; one that is sent twice is stored once."""
+        with self._commit() as connection:
+            for row in rows:
+                values = {
+                    "run": row.run,
+                    "round": row.round,
+                    "silo": row.silo,
+                    "model": row.result.model,
+                    "result": msgspec.json.encode(row.result),
+                }
+                connection.execute(
+                    insert(_evaluations)
+                    .values(**values)
+                    .on_conflict_do_update(["run", "round", "silo", "model"], set_=values)
+                )
+
+    def evaluations(self, run: str) -> list[EvaluationRow]:
+        """Every measurement of a run, by round, silo and model."""
+        columns = _evaluations.c
+        query = (
+            sa.select(_evaluations)
+            .where(columns.run == run)
+            .order_by(columns.round, columns.silo, columns.model)
+        )
+        return [
+            EvaluationRow(
+                run=row["run"],
+                round=row["round"],
+                silo=row["silo"],
+                result=msgspec.json.decode(row["result"], type=EvaluationResult),
+            )
+            for row in self._rows(query)
+        ]
+
+    def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        with self._errors(), self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    @contextlib.contextmanager
+    def _commit(self) -> Iterator[sa.Connection]:
+        with self._errors(), self._writer, self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            raise StorageError(
+                f"The journal {self._path} can't be read or written",
+                why=str(error.orig),
+                next_step="Free disk space or correct the folder's mode; nothing acknowledged "
+                "is lost. A damaged file is restored from a backup.",
+            ) from error
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.close()

@@ -1,0 +1,317 @@
+"""How does a round go on? A pure state machine: ``state, event → state``.
+
+::
+
+    collecting ─▶ aggregating ─▶ distilling ─▶ evaluating ─▶ publishing ─▶ published
+        │              └──────────────┴─────────────┴─────────────┴──────▶ failed
+        └─▶ skipped                  (a phase that the plan leaves out is passed over)
+
+Every phase has a deadline, so every round ends. What a phase asks to be done is named by the
+phase itself; the conductor does it and comes back with an event. Nothing here reads a clock, a
+disk or a network, so any schedule of events can be replayed.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+from fedreid.contract import UpdateReport
+
+
+class Phase(StrEnum):
+    """Where a round stands."""
+
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    DISTILLING = "distilling"
+    EVALUATING = "evaluating"
+    PUBLISHING = "publishing"
+    PUBLISHED = "published"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+ENDED = frozenset({Phase.PUBLISHED, Phase.SKIPPED, Phase.FAILED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What of the plan decides how rounds go on."""
+
+    min_silos: int
+    min_fraction: float
+    deadline_s: float
+    phase_deadline_s: float
+    distils: bool
+    """This round has something to do on public images: distillation or recalibration."""
+    evaluates: bool
+    """The coordinator measures the model on a folder of its own."""
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """An update that counts."""
+
+    silo: str
+    payload_digest: str
+    size_bytes: int
+    report: UpdateReport
+
+
+class RoundState(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is known of one round; the journal stores it as it stands."""
+
+    run: str
+    number: int
+    base_digest: str
+    published_before: int
+    """Models that the run had published when this round began; drives the learning rate."""
+    invited: tuple[str, ...]
+    phase: Phase = Phase.COLLECTING
+    phase_since_s: float
+    deadline_s: float
+    """When the current phase must have ended."""
+    updates: tuple[Accepted, ...] = ()
+    """Sorted by silo."""
+    refused: dict[str, str] = {}
+    """Silos whose update was refused for its content, with the reason."""
+    phase_seconds: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    update_norm: float = 0.0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    download_bytes: int = 0
+    model_digest: str = ""
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens in this round."""
+        return self.phase in ENDED
+
+    def accepted(self, silo: str) -> Accepted | None:
+        """The silo's update, if it counts."""
+        return next((update for update in self.updates if update.silo == silo), None)
+
+    def wants(self, silo: str) -> bool:
+        """Whether an update of ``silo`` would still count."""
+        return (
+            self.phase is Phase.COLLECTING and silo in self.invited and self.accepted(silo) is None
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateAccepted:
+    """An update was validated and lies durably in the spool."""
+
+    update: Accepted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRejected:
+    """An update was refused for its content; its silo is not waited for any longer."""
+
+    silo: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiloGone:
+    """A silo was revoked or left; its update, if any, does not count any more."""
+
+    silo: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePassed:
+    """The clock moved; deadlines may have passed."""
+
+    problem: str = ""
+    """What the current phase has been failing at, if anything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregated:
+    """The aggregate was written."""
+
+    weights: dict[str, float]
+    update_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distilled:
+    """Distillation or recalibration is done; losses are None without distillation."""
+
+    loss_before: float | None
+    loss_after: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The coordinator's own measurement is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The model is in place under its digest."""
+
+    model_digest: str
+    download_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandoned:
+    """The round is given up: the run was stopped."""
+
+    reason: str
+
+
+Event = (
+    UpdateAccepted
+    | UpdateRejected
+    | SiloGone
+    | TimePassed
+    | Aggregated
+    | Distilled
+    | Evaluated
+    | Published
+    | Abandoned
+)
+
+
+def open_round(
+    *,
+    run: str,
+    number: int,
+    base_digest: str,
+    published_before: int,
+    invited: tuple[str, ...],
+    rules: Rules,
+    now_s: float,
+) -> RoundState:
+    """A new round that collects updates of the invited silos."""
+    return RoundState(
+        run=run,
+        number=number,
+        base_digest=base_digest,
+        published_before=published_before,
+        invited=tuple(sorted(invited)),
+        phase_since_s=now_s,
+        deadline_s=now_s + rules.deadline_s,
+    )
+
+
+def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> RoundState:
+    """The state after ``event``; an event that no longer matters leaves it as it is."""
+    if state.ended:
+        return state
+    if isinstance(event, Abandoned):
+        return _end(state, Phase.FAILED, event.reason, now_s)
+    if state.phase is Phase.COLLECTING:
+        return _collect(state, event, rules, now_s)
+    if isinstance(event, SiloGone):
+        return _without(state, event.silo, rules, now_s)
+    if isinstance(event, TimePassed):
+        if now_s < state.deadline_s:
+            return state
+        reason = f"{state.phase} did not end within {rules.phase_deadline_s:g} s"
+        return _end(
+            state,
+            Phase.FAILED,
+            f"{reason}: {event.problem}" if event.problem else reason,
+            now_s,
+        )
+    return _finish_phase(state, event, rules, now_s)
+
+
+def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> RoundState:
+    if isinstance(event, UpdateAccepted) and state.wants(event.update.silo):
+        updates = sorted((*state.updates, event.update), key=lambda update: update.silo)
+        refused = {s: why for s, why in state.refused.items() if s != event.update.silo}
+        state = msgspec.structs.replace(state, updates=tuple(updates), refused=refused)
+    elif isinstance(event, UpdateRejected) and state.wants(event.silo):
+        state = msgspec.structs.replace(state, refused={**state.refused, event.silo: event.reason})
+    elif isinstance(event, SiloGone):
+        state = msgspec.structs.replace(
+            state,
+            invited=tuple(silo for silo in state.invited if silo != event.silo),
+            updates=tuple(update for update in state.updates if update.silo != event.silo),
+        )
+    waiting = set(state.invited) - {u.silo for u in state.updates} - set(state.refused)
+    if waiting and now_s < state.deadline_s:
+        return state
+    return _close_intake(state, rules, now_s)
+
+
+def _close_intake(state: RoundState, rules: Rules, now_s: float) -> RoundState:
+    needed = max(rules.min_silos, rules.min_fraction * len(state.invited))
+    if len(state.updates) >= needed:
+        return _enter(state, Phase.AGGREGATING, rules, now_s)
+    return _end(
+        state,
+        Phase.SKIPPED,
+        f"no quorum: {len(state.updates)} of {len(state.invited)} invited silos delivered, "
+        f"at least {needed:g} are needed",
+        now_s,
+    )
+
+
+def _without(state: RoundState, silo: str, rules: Rules, now_s: float) -> RoundState:
+    """The round without a silo whose update was already counted: it is aggregated again."""
+    if state.accepted(silo) is None:
+        return state
+    left = tuple(update for update in state.updates if update.silo != silo)
+    state = msgspec.structs.replace(state, updates=left, weights={})
+    if len(left) >= rules.min_silos:
+        return _enter(state, Phase.AGGREGATING, rules, now_s)
+    return _end(state, Phase.FAILED, f"no quorum without {silo}, which is gone", now_s)
+
+
+def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -> RoundState:
+    match state.phase, event:
+        case Phase.AGGREGATING, Aggregated():
+            done = msgspec.structs.replace(
+                state, weights=event.weights, update_norm=event.update_norm
+            )
+            return _enter(done, _after_aggregation(rules), rules, now_s)
+        case Phase.DISTILLING, Distilled():
+            done = msgspec.structs.replace(
+                state, loss_before=event.loss_before, loss_after=event.loss_after
+            )
+            following = Phase.EVALUATING if rules.evaluates else Phase.PUBLISHING
+            return _enter(done, following, rules, now_s)
+        case Phase.EVALUATING, Evaluated():
+            return _enter(state, Phase.PUBLISHING, rules, now_s)
+        case Phase.PUBLISHING, Published():
+            done = msgspec.structs.replace(
+                state, model_digest=event.model_digest, download_bytes=event.download_bytes
+            )
+            return _end(done, Phase.PUBLISHED, "", now_s)
+    return state
+
+
+def _after_aggregation(rules: Rules) -> Phase:
+    if rules.distils:
+        return Phase.DISTILLING
+    return Phase.EVALUATING if rules.evaluates else Phase.PUBLISHING
+
+
+def _enter(state: RoundState, phase: Phase, rules: Rules, now_s: float) -> RoundState:
+    return msgspec.structs.replace(
+        _timed(state, now_s),
+        phase=phase,
+        phase_since_s=now_s,
+        deadline_s=now_s + rules.phase_deadline_s,
+    )
+
+
+def _end(state: RoundState, phase: Phase, reason: str, now_s: float) -> RoundState:
+    return msgspec.structs.replace(
+        _timed(state, now_s), phase=phase, phase_since_s=now_s, reason=reason
+    )
+
+
+def _timed(state: RoundState, now_s: float) -> RoundState:
+    phase = str(state.phase)
+    spent = state.phase_seconds.get(phase, 0.0) + max(0.0, now_s - state.phase_since_s)
+    return msgspec.structs.replace(state, phase_seconds={**state.phase_seconds, phase: spent})

@@ -1,0 +1,52 @@
+"""Which silos are there right now, and what are they doing? Kept in memory only."""
+
+from dataclasses import dataclass, replace
+
+from coordinator.metrics import SILO_LAST_SEEN
+from fedreid.clock import Clock
+from fedreid.limits import PRESENCE_S
+from fedreid.names import SiloName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """The last sign of life of a silo."""
+
+    seen_s: float = 0.0
+    phase: str = ""
+    progress: float = 0.0
+    agent_version: str = ""
+
+
+class Presence:
+    """The last sign of life of each silo."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._sightings: dict[SiloName, Sighting] = {}
+
+    def seen(self, silo: SiloName, *, agent_version: str | None = None) -> None:
+        """The silo has called."""
+        sighting = replace(self.of(silo), seen_s=self._clock.now_s())
+        if agent_version is not None:
+            sighting = replace(sighting, agent_version=agent_version)
+        self._sightings[silo] = sighting
+        SILO_LAST_SEEN.labels(silo).set(sighting.seen_s)
+
+    def working(self, silo: SiloName, phase: str, progress: float) -> None:
+        """The silo has said what it does."""
+        self.seen(silo)
+        self._sightings[silo] = replace(self.of(silo), phase=phase, progress=progress)
+
+    def gone(self, silo: SiloName) -> None:
+        """The silo has left or was revoked."""
+        self._sightings.pop(silo, None)
+
+    def of(self, silo: SiloName) -> Sighting:
+        """The last sign of life of a silo; all empty if it has given none."""
+        return self._sightings.get(silo, Sighting())
+
+    def present(self) -> list[SiloName]:
+        """The silos heard of within the limit, sorted."""
+        since_s = self._clock.now_s() - PRESENCE_S
+        return sorted(s for s, sighting in self._sightings.items() if sighting.seen_s >= since_s)

@@ -1,0 +1,162 @@
+"""How does a finished model become the federation's model, and how is it handed out?
+
+A model lies in ``models/DIGEST.safetensors``, moved there by one rename; the signed release that
+makes it the newest is committed to the journal together with the round's end. Between the two a
+crash leaves a file that nobody refers to, and the same step done again gives the same file.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator.rounds.journal import Journal, ModelRow
+from fedreid.contract import Release, ReleasePayload
+from fedreid.errors import StorageError, UsageError, storage_errors
+from fedreid.files import digest_of, sync_folder
+from fedreid.limits import CHUNK_BYTES, MODELS_KEPT
+from fedreid.names import Digest, FederationName, RoundNumber, RunName
+from fedreid.pki.signing import sign
+from fedreid.plan import Encoding
+from fedreid.v1 import federation_pb2, tensors_pb2
+from fedreid.wire.encoding import payload_bytes
+from fedreid.wire.manifest import Manifest
+from fedreid.wire.messages import release_from_wire, release_to_wire
+from fedreid.wire.stream import send_chunks
+from fedreid.wire.tensors import Layout, TensorFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a model comes from."""
+
+    run: RunName
+    round: RoundNumber
+    base_digest: Digest
+
+
+class Models:
+    """The published models; methods block on the disk unless they are coroutines."""
+
+    def __init__(
+        self, folder: Path, journal: Journal, federation: FederationName, key: Ed25519PrivateKey
+    ) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._federation = federation
+        self._key = key
+
+    def path(self, digest: Digest) -> Path:
+        """The canonical file of a published model."""
+        return self._folder / f"{digest}.safetensors"
+
+    def encoded_path(self, digest: Digest, encoding: Encoding) -> Path:
+        """The payload of a published model in an encoding other than fp32."""
+        return self._folder / f"{digest}.{encoding}"
+
+    def layout(self, digest: Digest) -> Layout:
+        """Names and shapes of a published model."""
+        with TensorFile(self.path(digest)) as file:
+            return file.layout
+
+    def place(self, staged: Path, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
+        """Move a finished model to its name and sign it as the federation's next version.
+
+        Beside ``staged`` lie its payloads in other encodings. After a crash in between, ``staged``
+        is made again and moved over the same bytes.
+        """
+        digest = digest_of(staged)
+        with storage_errors("publish", self.path(digest)):
+            for encoding in encodings:
+                if encoding != "fp32":
+                    payload = staged.with_suffix(f".{encoding}")
+                    os.replace(payload, self.encoded_path(digest, encoding))
+            os.replace(staged, self.path(digest))
+            sync_folder(self._folder)
+        return self._release(digest, origin, encodings)
+
+    def _release(self, digest: Digest, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
+        newest = self._journal.newest_model()
+        version = 1 if newest is None else newest.version + 1
+        release = Release(
+            federation=self._federation,
+            run=origin.run,
+            round=origin.round,
+            version=version,
+            model_digest=digest,
+            base_digest=origin.base_digest,
+            payloads=tuple(self._payload(digest, encoding) for encoding in encodings),
+        )
+        statement = release_to_wire(release).SerializeToString(deterministic=True)
+        return ModelRow(
+            version=version,
+            digest=digest,
+            run=origin.run,
+            round=origin.round,
+            release=statement,
+            signature=sign(self._key, statement),
+        )
+
+    def signed_release(self, digest: Digest, encoding: Encoding) -> federation_pb2.SignedRelease:
+        """What goes before a model's payload.
+
+        Raises:
+            UsageError: no such model, or not in this encoding.
+        """
+        row = self._journal.model(digest)
+        if row is None or not self.path(digest).exists():
+            raise UsageError(f"There is no published model {digest[:12]}…")
+        release = release_from_wire(federation_pb2.Release.FromString(row.release))
+        payload = release.payload(encoding)
+        if payload is None:
+            raise UsageError(f"The model {digest[:12]}… is not published in {encoding}")
+        manifest = Manifest(
+            layout=self.layout(digest),
+            encoding=encoding,
+            byte_count=payload.byte_count,
+            payload_digest=payload.payload_digest,
+        )
+        return federation_pb2.SignedRelease(
+            release=row.release, signature=row.signature, manifest=manifest.to_wire()
+        )
+
+    async def chunks(
+        self, digest: Digest, encoding: Encoding, offset: int
+    ) -> AsyncIterator[tensors_pb2.Chunk]:
+        """The payload of a published model from ``offset`` on."""
+        path, start, size = self._payload_place(digest, encoding)
+        async for chunk in send_chunks(path, start=start, size=size, offset=offset):
+            yield chunk
+
+    def remove_old(self) -> None:
+        """Delete the files of models beyond the newest ones that are kept."""
+        rows = self._journal.models()
+        kept = {row.digest for row in rows[: MODELS_KEPT + 1]}
+        for row in rows:
+            if row.digest not in kept:
+                for path in self._folder.glob(f"{row.digest}.*"):
+                    path.unlink(missing_ok=True)
+
+    def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
+        path, start, size = self._payload_place(digest, encoding)
+        hasher = blake3.blake3()
+        with storage_errors("read", path), path.open("rb", buffering=0) as stream:
+            stream.seek(start)
+            while block := stream.read(CHUNK_BYTES):
+                hasher.update(block)
+        return ReleasePayload(
+            encoding=encoding, payload_digest=Digest(hasher.hexdigest()), byte_count=size
+        )
+
+    def _payload_place(self, digest: Digest, encoding: Encoding) -> tuple[Path, int, int]:
+        with TensorFile(self.path(digest)) as file:
+            if encoding == "fp32":
+                return file.path, file.data_offset, file.layout.size_bytes
+            size = payload_bytes(file.layout, encoding)
+        path = self.encoded_path(digest, encoding)
+        if not path.exists() or path.stat().st_size != size:
+            raise StorageError(f"The payload {path} is missing or truncated")
+        return path, 0, size

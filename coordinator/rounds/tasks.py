@@ -1,0 +1,83 @@
+"""What should a silo do now? A pure function of run and round."""
+
+from collections.abc import Set as AbstractSet
+
+from coordinator.rounds.journal import RunRow
+from coordinator.rounds.machine import Phase, RoundState
+from fedreid.contract import EvaluateTask, Task, TrainTask, WaitTask
+from fedreid.names import Digest, RoundNumber, RunName, SiloName
+from fedreid.plan import Plan, learning_rate_factor
+
+
+def task_for(
+    silo: SiloName,
+    *,
+    run: RunRow | None,
+    plan: Plan | None,
+    state: RoundState | None,
+    evaluated: AbstractSet[tuple[int, str]],
+    activity: str,
+    now_s: float,
+) -> Task:
+    """The silo's task; ``evaluated`` holds (round, silo) of global models already measured."""
+    if run is None or plan is None:
+        return WaitTask(reason="no run has been started yet")
+    if run.state in ("finished", "stopped", "failed"):
+        if (
+            run.state == "finished"
+            and state is not None
+            and silo in state.invited
+            and evaluation_awaited(plan, state, silo, evaluated)
+        ):
+            return _evaluate_task(run, plan, state)
+        return WaitTask(
+            reason=f"the run {run.name} is {run.state}", run_finished=run.state == "finished"
+        )
+    if state is not None and state.wants(silo) and silo not in state.refused:
+        return _train_task(run, plan, state, now_s)
+    if state is not None and silo in state.refused:
+        return WaitTask(
+            reason=f"round {state.number} refused this silo's update "
+            f"({state.refused[silo]}); waiting for the next round"
+        )
+    return WaitTask(reason=activity)
+
+
+def evaluation_awaited(
+    plan: Plan, state: RoundState, silo: str, evaluated: AbstractSet[tuple[int, str]]
+) -> bool:
+    """Whether the silo still has to measure the model that ``state`` published."""
+    return state.phase is Phase.PUBLISHED and (state.number, silo) not in evaluated
+
+
+def _train_task(run: RunRow, plan: Plan, state: RoundState, now_s: float) -> TrainTask:
+    due = state.published_before % plan.evaluation.every == 0
+    return TrainTask(
+        run=RunName(run.name),
+        round=RoundNumber(state.number),
+        base_digest=Digest(state.base_digest),
+        seed=plan.seed,
+        backbone=plan.backbone,
+        training=plan.training,
+        learning_rate_factor=learning_rate_factor(
+            plan.training, published=state.published_before, rounds=plan.rounds
+        ),
+        bn=plan.aggregation.bn,
+        upload_encoding=plan.wire.upload,
+        download_encoding=plan.wire.download,
+        evaluate=due,
+        standalone=plan.evaluation.standalone,
+        remaining_s=max(0.0, state.deadline_s - now_s),
+    )
+
+
+def _evaluate_task(run: RunRow, plan: Plan, state: RoundState) -> EvaluateTask:
+    return EvaluateTask(
+        run=RunName(run.name),
+        round=RoundNumber(state.number),
+        model_digest=Digest(state.model_digest),
+        backbone=plan.backbone,
+        bn=plan.aggregation.bn,
+        download_encoding=plan.wire.download,
+        threads=plan.training.threads,
+    )

@@ -1,0 +1,200 @@
+"""How do the coordinator's parts come together and run until they are told to stop?"""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from coordinator.admin import AdminServicer
+from coordinator.config import Config, load_authority, load_config
+from coordinator.folders import Folders
+from coordinator.health import Health
+from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.intake import Intake
+from coordinator.rounds.journal import Journal
+from coordinator.rounds.phases import Phases
+from coordinator.rounds.presence import Presence
+from coordinator.rounds.publishing import Models
+from coordinator.service import EnrolmentServicer, FederationServicer
+from coordinator.trust.access import Access
+from coordinator.trust.enrolment import Enrolment
+from coordinator.trust.registry import Registry
+from coordinator.trust.tls import server_credentials
+from fedreid.clock import SystemClock
+from fedreid.errors import ConfigRefused
+from fedreid.files import held_alone, write_bytes
+from fedreid.jobs import Worker
+from fedreid.limits import MESSAGE_BYTES
+from fedreid.names import FederationName
+from fedreid.pki.identity import IdentityStore, check_not_expired
+from fedreid.pki.signing import public_bytes, signing_key
+from fedreid.v1 import admin_pb2_grpc, enrolment_pb2_grpc, federation_pb2_grpc
+
+_WORKER = "coordinator.learning.worker"
+_STOP_GRACE_S = 2.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share it
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_concurrent_streams", 32),
+)
+
+
+class Coordinator:
+    """One coordinator on one data folder."""
+
+    def __init__(self, folders: Folders, config: Config) -> None:
+        clock = SystemClock()
+        federation = FederationName(config.federation)
+        self._identity = IdentityStore(folders.server).load()
+        check_not_expired(self._identity, clock)
+        self._journal = Journal(folders.journal)
+        self._worker = Worker(_WORKER)
+        registry = Registry(self._journal, federation, clock)
+        presence = Presence(clock)
+        key = signing_key(folders.model_key.read_bytes())
+        models = Models(folders.models, self._journal, federation, key)
+        phases = Phases(
+            federation=federation,
+            folders=folders,
+            journal=self._journal,
+            models=models,
+            worker=self._worker,
+        )
+        self._conductor = Conductor(
+            folders=folders,
+            journal=self._journal,
+            models=models,
+            registry=registry,
+            presence=presence,
+            phases=phases,
+            clock=clock,
+        )
+        self._enrolment = Enrolment(
+            journal=self._journal,
+            registry=registry,
+            authority=load_authority(folders),
+            clock=clock,
+        )
+        self._access = Access(registry)
+        self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
+        self._federation = FederationServicer(
+            federation=federation,
+            conductor=self._conductor,
+            intake=Intake(folders=folders, models=models, conductor=self._conductor),
+            models=models,
+            presence=presence,
+            clock=clock,
+        )
+        self._endpoint = folders.endpoint
+        self._admin = AdminServicer(
+            conductor=self._conductor,
+            journal=self._journal,
+            models=models,
+            presence=presence,
+            registry=registry,
+            enrolment=self._enrolment,
+        )
+
+    async def serve(
+        self, config: Config, *, stop: asyncio.Event, say: Callable[[str], None]
+    ) -> None:
+        """Serve until ``stop`` is set; then end every call and the worker.
+
+        Raises:
+            ConfigRefused: a port can't be bound.
+        """
+        server = grpc.aio.server(interceptors=(self._access,), options=_OPTIONS)
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self._enrolments, server)
+        federation_pb2_grpc.add_FederationServicer_to_server(self._federation, server)
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
+        grpc_health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(grpc_health, server)
+        port = _bind(server, config.listen, server_credentials(self._identity))
+        health = Health(*_host_port(config.metrics))
+        health.start()
+        try:
+            await server.start()
+            health.ready = True
+            await grpc_health.set("", health_pb2.HealthCheckResponse.SERVING)
+            host, _ = _host_port(config.listen)
+            write_bytes(self._endpoint, f"{_reachable(host)}:{port}\n".encode())
+            say(f"serving the federation {config.federation} on {host}:{port}")
+            say(f"health and metrics on port {health.port}")
+            await self._run(stop)
+        finally:
+            health.ready = False
+            await server.stop(_STOP_GRACE_S)
+            await self._worker.close()
+            health.close()
+            self._journal.close()
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        """Move rounds on until told to stop; an unforeseen error ends the service."""
+        rounds = asyncio.create_task(self._conductor.serve())
+        stopped = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait({rounds, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (rounds, stopped):
+            task.cancel()
+        await asyncio.gather(rounds, stopped, return_exceptions=True)
+        if rounds in done:
+            rounds.result()
+
+
+def serve(
+    data: Path, *, listen: str | None, metrics: str | None, say: Callable[[str], None]
+) -> None:
+    """Serve the data folder until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigRefused: no coordinator there, a second one on the folder, or a port is taken.
+        IdentityBroken, StorageError: the folder is damaged.
+    """
+    folders = Folders(data)
+    config = load_config(folders)
+    config = Config(
+        federation=config.federation,
+        hostnames=config.hostnames,
+        listen=listen or config.listen,
+        metrics=metrics or config.metrics,
+    )
+    with held_alone(folders.root, by="coordinator"):
+        asyncio.run(_serve_until_signal(folders, config, say))
+
+
+async def _serve_until_signal(folders: Folders, config: Config, say: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Coordinator(folders, config).serve(config, stop=stop, say=say)
+    say("stopped")
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials) -> int:
+    try:
+        return server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
+        raise ConfigRefused(
+            f"Can't listen on {listen}",
+            why="the address is taken, or not this machine's, or the port needs privileges",
+            next_step="Choose another one with --listen HOST:PORT.",
+        ) from error
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _reachable(host: str) -> str:
+    """Where somebody on this machine dials to reach a socket bound to ``host``."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound

@@ -1,0 +1,213 @@
+"""What do silos get answered? The thin servicers of Enrolment and Federation.
+
+Here protobuf becomes our own types and back; every decision is made behind them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import fedreid
+from coordinator import metrics
+from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.intake import Announcement, Intake, Standing
+from coordinator.rounds.presence import Presence
+from coordinator.rounds.publishing import Models
+from coordinator.trust.access import calling_silo
+from coordinator.trust.enrolment import Enrolment
+from coordinator.trust.registry import LEFT
+from fedreid.clock import Clock
+from fedreid.errors import FedreidError, Refusal, RunError, UpdateRefused
+from fedreid.limits import (
+    CONCURRENT_DOWNLOADS,
+    EVALUATIONS_PER_REPORT,
+    LONG_POLL_S,
+)
+from fedreid.names import Digest, SiloName, is_digest
+from fedreid.v1 import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    federation_pb2,
+    federation_pb2_grpc,
+    tensors_pb2,
+)
+from fedreid.wire.manifest import Manifest, encoding_from_wire
+from fedreid.wire.messages import evaluation_from_wire, report_from_wire, task_to_wire
+from fedreid.work import off_loop
+
+_PHASES = frozenset({"fetching", "training", "evaluating", "uploading", "waiting"})
+_STATE = {
+    Standing.SEND: federation_pb2.UPLOAD_STATE_SEND,
+    Standing.ACCEPTED: federation_pb2.UPLOAD_STATE_ACCEPTED,
+    Standing.STALE: federation_pb2.UPLOAD_STATE_STALE,
+}
+
+
+class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
+    """Redeems join tokens."""
+
+    def __init__(self, enrolment: Enrolment, model_key: bytes) -> None:
+        self._enrolment = enrolment
+        self._model_key = model_key
+
+    async def Enrol(  # noqa: N802 - the name of the call
+        self, request: enrolment_pb2.EnrolRequest, context: Any
+    ) -> enrolment_pb2.EnrolResponse:
+        """Issue a silo's certificate."""
+        try:
+            row = await off_loop(
+                self._enrolment.enrol, calling_silo(), request.secret, request.csr_der
+            )
+        except FedreidError:
+            metrics.ENROLMENTS.labels("refused").inc()
+            raise
+        metrics.ENROLMENTS.labels("issued").inc()
+        return enrolment_pb2.EnrolResponse(
+            certificate_pem=row.certificate_pem,
+            authorities_pem=self._enrolment.authority.certificate_pem,
+            model_key=self._model_key,
+        )
+
+
+class FederationServicer(federation_pb2_grpc.FederationServicer):
+    """A silo's own business; whose it is comes from its certificate alone."""
+
+    def __init__(
+        self,
+        *,
+        federation: str,
+        conductor: Conductor,
+        intake: Intake,
+        models: Models,
+        presence: Presence,
+        clock: Clock,
+    ) -> None:
+        self._federation = federation
+        self._conductor = conductor
+        self._intake = intake
+        self._models = models
+        self._presence = presence
+        self._clock = clock
+        self._downloads = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
+
+    async def Hello(  # noqa: N802
+        self, request: federation_pb2.HelloRequest, context: Any
+    ) -> federation_pb2.HelloResponse:
+        """Greet a silo."""
+        self._presence.seen(calling_silo(), agent_version=request.agent_version[:64])
+        self._conductor.silo_seen()
+        return federation_pb2.HelloResponse(
+            coordinator_version=fedreid.__version__,
+            federation=self._federation,
+            now_s=self._clock.now_s(),
+        )
+
+    async def NextTask(  # noqa: N802
+        self, request: federation_pb2.NextTaskRequest, context: Any
+    ) -> federation_pb2.NextTaskResponse:
+        """Answer with the silo's task, as soon as there is one."""
+        silo = calling_silo()
+        self._presence.working(silo, "waiting", 0.0)
+        self._conductor.silo_seen()
+        task = await self._conductor.next_task(silo, min(max(request.wait_s, 0.0), LONG_POLL_S))
+        return task_to_wire(task)
+
+    async def Heartbeat(  # noqa: N802
+        self, request: federation_pb2.HeartbeatRequest, context: Any
+    ) -> federation_pb2.HeartbeatResponse:
+        """Note what the silo does."""
+        silo = calling_silo()
+        phase = request.phase if request.phase in _PHASES else "waiting"
+        self._presence.working(silo, phase, min(max(request.progress, 0.0), 1.0))
+        state = self._conductor.round
+        wanted = (
+            state is not None
+            and (state.run, state.number) == (request.run, request.round)
+            and state.wants(silo)
+        )
+        return federation_pb2.HeartbeatResponse(wanted=wanted)
+
+    async def FetchModel(  # noqa: N802
+        self, request: federation_pb2.FetchModelRequest, context: Any
+    ) -> AsyncIterator[federation_pb2.FetchModelResponse]:
+        """Send a published model."""
+        self._presence.working(calling_silo(), "fetching", 0.0)
+        encoding = encoding_from_wire(request.encoding)
+        if not is_digest(request.model_digest):
+            raise RunError("A model is named by its digest")
+        digest = Digest(request.model_digest)
+        async with self._downloads:
+            release = await off_loop(self._models.signed_release, digest, encoding)
+            yield federation_pb2.FetchModelResponse(release=release)
+            async for chunk in self._models.chunks(digest, encoding, request.offset):
+                yield federation_pb2.FetchModelResponse(chunk=chunk)
+                self._conductor.downloaded(len(chunk.data))
+
+    async def OpenUpload(  # noqa: N802
+        self, request: federation_pb2.OpenUploadRequest, context: Any
+    ) -> federation_pb2.OpenUploadResponse:
+        """Say where to go on with an update."""
+        silo = calling_silo()
+        self._presence.seen(silo)
+        async with self._intake.judging(silo):
+            opening = await self._intake.open(_announcement(silo, request))
+        return federation_pb2.OpenUploadResponse(
+            state=_STATE[opening.standing], upload_id=opening.upload_id, offset=opening.offset
+        )
+
+    async def SendUpload(  # noqa: N802
+        self, request_iterator: AsyncIterator[federation_pb2.SendUploadRequest], context: Any
+    ) -> federation_pb2.SendUploadResponse:
+        """Take an update's payload."""
+        silo = calling_silo()
+        self._presence.working(silo, "uploading", 0.0)
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            raise RunError("The upload was empty", next_step="Send its name in the first message.")
+        async with self._intake.judging(silo):
+            standing = await self._intake.receive(
+                silo, first.upload_id, self._chunks(silo, first, request_iterator)
+            )
+        return federation_pb2.SendUploadResponse(state=_STATE[standing])
+
+    async def ReportEvaluation(  # noqa: N802
+        self, request: federation_pb2.ReportEvaluationRequest, context: Any
+    ) -> federation_pb2.ReportEvaluationResponse:
+        """Store what the silo measured."""
+        silo = calling_silo()
+        self._presence.seen(silo)
+        if len(request.evaluations) > EVALUATIONS_PER_REPORT:
+            raise UpdateRefused(Refusal.REPORT, "The report holds too many evaluations")
+        results = [evaluation_from_wire(evaluation) for evaluation in request.evaluations]
+        await self._conductor.save_evaluations(silo, request.run, request.round, results)
+        return federation_pb2.ReportEvaluationResponse()
+
+    async def Leave(  # noqa: N802
+        self, request: federation_pb2.LeaveRequest, context: Any
+    ) -> federation_pb2.LeaveResponse:
+        """Let a silo go."""
+        await self._conductor.silo_gone(calling_silo(), LEFT)
+        return federation_pb2.LeaveResponse()
+
+    async def _chunks(
+        self,
+        silo: SiloName,
+        first: federation_pb2.SendUploadRequest,
+        following: AsyncIterator[federation_pb2.SendUploadRequest],
+    ) -> AsyncIterator[tensors_pb2.Chunk]:
+        if first.HasField("chunk"):
+            yield first.chunk
+        async for message in following:
+            self._presence.seen(silo)
+            yield message.chunk
+
+
+def _announcement(silo: SiloName, request: federation_pb2.OpenUploadRequest) -> Announcement:
+    return Announcement(
+        silo=silo,
+        run=request.run,
+        round=request.round,
+        base_digest=request.base_digest,
+        manifest=Manifest.from_wire(request.manifest),
+        report=report_from_wire(request.report),
+    )

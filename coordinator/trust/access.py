@@ -1,0 +1,154 @@
+"""May this caller make this call? One wrapper around every RPC, asked again on every message.
+
+Identity comes from the certificate that TLS verified, by its single URI SAN; common names and
+gRPC's own peer identities are never looked at. Errors of our tree leave here as gRPC statuses.
+"""
+
+from __future__ import annotations  # gRPC's classes take type arguments in their stubs only
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from coordinator.metrics import ACCESS_DENIED
+from coordinator.trust.registry import Registry
+from fedreid.errors import AccessDenied, FedreidError, UpdateRefused, grpc_status_name
+from fedreid.names import Principal, Role, SiloName
+from fedreid.pki.certificates import Holder, holder_of
+from fedreid.wire.failures import failure_metadata
+
+AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_ROLE_OF_SERVICE = {
+    "fedreid.v1.Enrolment": Role.BOOTSTRAP,
+    "fedreid.v1.Federation": Role.SILO,
+    "fedreid.v1.Admin": Role.ADMIN,
+}
+_TLS_VERSION = b"TLSv1.3"
+_caller: ContextVar[Principal] = ContextVar("caller")
+
+_holder_of_pem = functools.lru_cache(maxsize=4096)(holder_of)
+"""Parsing is cached per certificate; expiry and registry are asked each time."""
+
+
+def calling_silo() -> SiloName:
+    """The silo (or the silo to be) behind the call that is being served."""
+    return _caller.get().silo
+
+
+def calling_admin() -> str:
+    """The administrator behind the call that is being served."""
+    principal = _caller.get()
+    assert principal.role is Role.ADMIN
+    return principal.name
+
+
+class Access(grpc.aio.ServerInterceptor):
+    """Lets a call through to its handler only for a caller who may make it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[AnyHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> AnyHandler | None:
+        """Wrap the handler of the called method."""
+        handler = await continuation(handler_call_details)
+        if handler is None:  # an unknown method: gRPC answers UNIMPLEMENTED by itself
+            return handler
+        service = handler_call_details.method.rpartition("/")[0].lstrip("/")
+        return self._wrap(handler, service)
+
+    def _wrap(self, handler: Any, service: str) -> AnyHandler:
+        codecs = (handler.request_deserializer, handler.response_serializer)
+        if handler.request_streaming:
+            assert not handler.response_streaming, "no call of the contract streams both ways"
+            return grpc.stream_unary_rpc_method_handler(
+                self._streamed_request(handler.stream_unary, service), *codecs
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streamed_response(handler.unary_stream, service), *codecs
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(handler.unary_unary, service), *codecs
+        )
+
+    def _unary(self, behaviour: Any, service: str) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            async with _failures_told(context):
+                self._admit(context, service)
+                return await behaviour(request, context)
+
+        return call
+
+    def _streamed_response(self, behaviour: Any, service: str) -> Any:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with _failures_told(context):
+                self._admit(context, service)
+                async for message in behaviour(request, context):
+                    self._admit(context, service)
+                    yield message
+
+        return call
+
+    def _streamed_request(self, behaviour: Any, service: str) -> Any:
+        async def call(requests: AsyncIterator[Any], context: Any) -> Any:
+            async def admitted() -> AsyncIterator[Any]:
+                async for message in requests:
+                    self._admit(context, service)
+                    yield message
+
+            async with _failures_told(context):
+                self._admit(context, service)
+                return await behaviour(admitted(), context)
+
+        return call
+
+    def _admit(self, context: Any, service: str) -> None:
+        try:
+            holder = _peer(context)
+            role = _ROLE_OF_SERVICE.get(service)
+            if role is not None and holder.principal.role is not role:
+                raise AccessDenied(
+                    f"A certificate of the role {holder.principal.role.value!r} can't call "
+                    f"{service}"
+                )
+            self._registry.check(holder)
+        except FedreidError:
+            ACCESS_DENIED.inc()
+            raise
+        _caller.set(holder.principal)
+
+
+def _peer(context: Any) -> Holder:
+    properties = context.auth_context()
+    if properties.get("ssl_tls_version", [b""])[0] != _TLS_VERSION:
+        raise AccessDenied("Only TLS 1.3 is spoken here")
+    pem = properties.get("x509_pem_cert", [b""])[0]
+    return _holder_of_pem(pem)
+
+
+class _failures_told:  # noqa: N801 - a context manager, read as a verb
+    """Turns an error of our tree into the call's status, with code and reason beside it."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, FedreidError):
+            reason = error.reason.value if isinstance(error, UpdateRefused) else ""
+            await self._context.abort(
+                grpc.StatusCode[grpc_status_name(error)],
+                str(error),
+                failure_metadata(error.code, reason),
+            )

@@ -1,0 +1,69 @@
+"""How do the commands speak to people? Tables, errors and exit codes, the same in each program."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedreid.errors import ExitCode, FedreidError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a program; an error of our tree becomes a sentence and its exit code."""
+    try:
+        app()
+    except FedreidError as error:
+        tell_error(error)
+        leave(error.exit_code)
+    except KeyboardInterrupt:
+        leave(ExitCode.INTERRUPTED)
+
+
+def tell_error(error: FedreidError) -> None:
+    """Print an error: what happened, why, and what to do next."""
+    err.print(
+        f"[bold red]error[/] [{error.code}] ".replace(f"[{error.code}]", f"({error.code})"), end=""
+    )
+    err.print(error.what.rstrip(".") + ".", markup=False, soft_wrap=True)
+    if error.why:
+        err.print("  cause: " + error.why, markup=False, soft_wrap=True)
+    if error.next_step:
+        err.print("  next:  " + error.next_step, markup=False, soft_wrap=True)
+
+
+def leave(code: ExitCode) -> None:
+    """End the process at once; gRPC's threads are not waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(code))
+
+
+def print_json(value: Any) -> None:
+    """Print a value for machines."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows for people."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def say(line: str) -> None:
+    """Print one line of progress."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+Say = Callable[[str], None]

@@ -1,0 +1,81 @@
+"""How does an error cross the wire, and become the same error on the other side?"""
+
+from typing import Any
+
+import grpc
+
+from fedreid.errors import (
+    AccessDenied,
+    ConnectionFailed,
+    DatasetError,
+    FedreidError,
+    PlanRefused,
+    Refusal,
+    RunError,
+    StorageError,
+    TokenRefused,
+    UpdateRefused,
+    UsageError,
+)
+
+_CODE_KEY = "fedreid-code"
+_REASON_KEY = "fedreid-reason"
+_KINDS: dict[str, type[FedreidError]] = {
+    kind.code: kind
+    for kind in (
+        AccessDenied,
+        DatasetError,
+        PlanRefused,
+        RunError,
+        StorageError,
+        TokenRefused,
+        UsageError,
+    )
+}
+_PASSING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+}
+
+
+def failure_metadata(code: str, reason: str) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata by which the other side knows the error again."""
+    return ((_CODE_KEY, code), (_REASON_KEY, reason))
+
+
+def failure_of(failed: grpc.RpcError, address: str) -> FedreidError:
+    """The error of our tree behind a failed call to ``address``."""
+    error: Any = failed  # both of gRPC's clients raise errors that are calls, too
+    told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    message = error.details() or error.code().name
+    code = told.get(_CODE_KEY, "")
+    if code == UpdateRefused.code:
+        return UpdateRefused(Refusal(told[_REASON_KEY]), message)
+    if code in _KINDS:
+        return _KINDS[code](message)
+    if error.code() in _PASSING:
+        return ConnectionFailed(
+            f"The coordinator at {address} can't be reached",
+            why=_likely_cause(message),
+            next_step="Check the address, the firewall, and that the coordinator runs.",
+        )
+    return ConnectionFailed(
+        f"The coordinator at {address} failed at a call ({error.code().name}: {message})",
+        next_step="Tell its operators; its log says more.",
+    )
+
+
+def _likely_cause(message: str) -> str:
+    lowered = message.lower()
+    if "certificate_verify_failed" in lowered or "certificate verify failed" in lowered:
+        return (
+            "its certificate was not issued by this federation's authority: another federation "
+            "answers there, or a proxy on the way opens TLS"
+        )
+    if "wrong_version_number" in lowered:
+        return "what answers there does not speak TLS"
+    return message
