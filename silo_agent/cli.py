@@ -1,0 +1,181 @@
+"""The commands of an operator."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from fedreid import launch
+from fedreid.console import out, print_json, run_app, say
+from fedreid.errors import DatasetError
+
+if TYPE_CHECKING:
+    from silo_agent.config import Folders
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Take part in a federation with your own images; no image leaves this machine.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="The silo's images.")
+egress_app = typer.Typer(no_args_is_help=True, help="What leaves this silo.")
+app.add_typer(data_app, name="data")
+app.add_typer(egress_app, name="egress")
+
+Data = Annotated[Path, typer.Option("--data", help="The agent's data folder.")]
+Layout = Annotated[str, typer.Option(help="market1501, folders, or auto.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_DATA = Path("silo-agent-data")
+
+
+@app.command()
+def join(
+    coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
+    dataset: Annotated[Path, typer.Option(help="Folder of the silo's images.")],
+    token_file: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it
+        typer.Option(
+            help="File with the join token, mode 0600; '-' = standard input. Only "
+            "needed the first time; the environment variable FEDREID_JOIN_TOKEN "
+            "does as well."
+        ),
+    ] = None,
+    layout: Layout = "auto",
+    data: Data = DEFAULT_DATA,
+    enrol_only: Annotated[
+        bool, typer.Option("--enrol-only", help="Get the identity, then stop.")
+    ] = False,
+) -> None:
+    """Join a federation and take part in its rounds until told to stop."""
+    launch.prepare()
+    from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
+    from silo_agent.service import run
+
+    _refuse_useless(dataset, layout)
+    folders = Folders(data.resolve())
+    if not _enrolled(folders):
+        _enrol(folders, token_file, coordinator)
+    before = load_config(folders) if folders.config.exists() else None
+    config = AgentConfig(
+        coordinator=coordinator,
+        dataset=str(dataset.resolve()),
+        layout=layout,
+        **({} if before is None else {"policy": before.policy}),
+    )
+    save_config(folders, config)
+    membership = load_membership(folders)
+    say(f"this is the silo {membership.silo} of the federation {membership.federation}")
+    if not enrol_only:
+        run(folders, say)
+
+
+@app.command("run")
+def run_agent(data: Data = DEFAULT_DATA) -> None:
+    """Go on taking part with the identity and settings of the data folder."""
+    launch.prepare()
+    from silo_agent.config import Folders
+    from silo_agent.service import run
+
+    run(Folders(data.resolve()), say)
+
+
+@app.command()
+def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Who this silo is, and what its last round gave."""
+    import msgspec
+
+    from silo_agent.config import Folders, load_config, load_membership
+    from silo_agent.outbox import Outbox
+
+    folders = Folders(data.resolve())
+    membership, config = load_membership(folders), load_config(folders)
+    last = Outbox(folders).last()
+    if as_json:
+        print_json(
+            {
+                "silo": membership.silo,
+                "federation": membership.federation,
+                "coordinator": config.coordinator,
+                "dataset": config.dataset,
+                "last_round": msgspec.to_builtins(last),
+            }
+        )
+        return
+    say(f"{membership.silo} of {membership.federation}, coordinator {config.coordinator}")
+    if last is None:
+        say("has not trained a round yet")
+    else:
+        say(f"last trained round {last.round} of {last.run} on {last.report.num_images} images")
+
+
+@app.command()
+def report(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Standalone, local and global model side by side, and which one to deploy."""
+    from silo_agent.config import Folders
+    from silo_agent.printing import print_report
+
+    print_report(Folders(data.resolve()), as_json=as_json)
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="Folder of images.")],
+    layout: Layout = "auto",
+    as_json: Json = False,
+) -> None:
+    """Count images, people and cameras, and say what can't be trained on."""
+    from fedreid.datasets.checks import check
+    from silo_agent.printing import print_check
+
+    found = check(path, layout)
+    print_check(found, as_json=as_json)
+    if found.refusals:
+        raise DatasetError(
+            f"{path} can't be used: {found.refusals[0]}",
+            next_step="Correct the images or their names, then check again.",
+        )
+
+
+@egress_app.command("show")
+def egress_show(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """What the newest upload consists of, through the very code that sends it."""
+    from silo_agent.config import Folders
+    from silo_agent.printing import print_parcel
+
+    print_parcel(Folders(data.resolve()), as_json=as_json)
+
+
+def _enrolled(folders: "Folders") -> bool:
+    from fedreid.pki.identity import IdentityStore
+
+    return IdentityStore(folders.identity).exists() and folders.membership.exists()
+
+
+def _enrol(folders: "Folders", token_file: Path | None, coordinator: str) -> None:
+    from fedreid.clock import SystemClock
+    from fedreid.pki import tokens
+    from silo_agent.trust.join import enrol
+
+    token = tokens.read(token_file)
+    membership = asyncio.run(enrol(folders, token, coordinator, SystemClock()))
+    out.print(f"enrolled as {membership.silo}", markup=False)
+
+
+def _refuse_useless(dataset: Path, layout: str) -> None:
+    """Look at the folder before a token is spent on it."""
+    from fedreid.datasets.checks import refusals
+    from fedreid.datasets.layouts import load
+
+    found = refusals(load(dataset, layout))
+    if found:
+        raise DatasetError(
+            f"{dataset} can't be used: {found[0]}",
+            next_step=f"See: silo-agent data check {dataset}.",
+        )
+
+
+def main() -> None:
+    """The console script ``silo-agent``."""
+    run_app(app)

@@ -1,0 +1,133 @@
+"""How is this agent set up, and where does what lie in its data folder?
+
+::
+
+    agent.toml        settings and the operator's policy
+    identity/         key and certificate; pending-key.pem while enrolling
+    membership.json   federation, silo, and the key that signs models
+    models/           fetched models, by digest
+    rounds/           what each round left: the update (outbox) and what never leaves (private/)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import tomli_w
+
+from fedreid.errors import ConfigRefused, IdentityMissing, PlanRefused, StorageError
+from fedreid.files import make_folder, write_bytes
+from fedreid.plan import Section, parse_toml
+
+
+class Policy(Section, frozen=True, kw_only=True):
+    """The ceiling that the operator sets; no plan of a coordinator goes beyond it."""
+
+    batchnorm_statistics: bool = True
+    """Whether BatchNorm tensors may leave under the plan ``bn = local``, for models of
+    outsiders. Other plans average them, so a silo that forbids it can't take part in those."""
+    minimum_images: int = 2
+    """Refuse to train on fewer: a model of very few images says too much about each."""
+
+
+class AgentConfig(Section, frozen=True, kw_only=True):
+    """Settings of one agent."""
+
+    coordinator: str
+    """HOST:PORT."""
+    dataset: str
+    layout: str = "auto"
+    policy: Policy = Policy()
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """What enrolment settled."""
+
+    federation: str
+    silo: str
+    model_key: bytes
+    """Ed25519 public key that signs models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The paths below one data folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings."""
+        return self.root / "agent.toml"
+
+    @property
+    def identity(self) -> Path:
+        """Key and certificate."""
+        return self.root / "identity"
+
+    @property
+    def pending_key(self) -> Path:
+        """The key of an enrolment that has not been answered yet."""
+        return self.root / "pending-key.pem"
+
+    @property
+    def membership(self) -> Path:
+        """What enrolment settled."""
+        return self.root / "membership.json"
+
+    @property
+    def models(self) -> Path:
+        """Fetched models."""
+        return make_folder(self.root / "models", mode=0o700)
+
+    @property
+    def rounds(self) -> Path:
+        """What each round left."""
+        return make_folder(self.root / "rounds", mode=0o700)
+
+
+def save_config(folders: Folders, config: AgentConfig) -> None:
+    """Write the settings."""
+    write_bytes(folders.config, tomli_w.dumps(msgspec.to_builtins(config)).encode())
+
+
+def load_config(folders: Folders) -> AgentConfig:
+    """The settings of a data folder.
+
+    Raises:
+        ConfigRefused: there is no agent, or its settings are wrong.
+    """
+    try:
+        text = folders.config.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise ConfigRefused(
+            f"There is no agent in {folders.root}",
+            next_step="Join first: silo-agent join --coordinator HOST:PORT --dataset PATH.",
+        ) from error
+    try:
+        return parse_toml(text, AgentConfig, what=str(folders.config))
+    except PlanRefused as error:
+        raise ConfigRefused(error.what, why=error.why, next_step=error.next_step) from error
+
+
+def save_membership(folders: Folders, membership: Membership) -> None:
+    """Write what enrolment settled."""
+    write_bytes(folders.membership, msgspec.json.encode(membership))
+
+
+def load_membership(folders: Folders) -> Membership:
+    """What enrolment settled.
+
+    Raises:
+        IdentityMissing: this agent has not enrolled.
+        StorageError: the file is damaged.
+    """
+    try:
+        return msgspec.json.decode(folders.membership.read_bytes(), type=Membership)
+    except FileNotFoundError as error:
+        raise IdentityMissing(
+            f"The agent in {folders.root} has not joined a federation",
+            next_step="Join with a token: silo-agent join --token-file FILE.",
+        ) from error
+    except msgspec.DecodeError as error:
+        raise StorageError(f"The file {folders.membership} is damaged", why=str(error)) from error

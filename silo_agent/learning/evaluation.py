@@ -1,0 +1,85 @@
+"""How good is a model on the silo's own query and gallery? (reid-spec §7, §8)"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedreid.contract import EvaluationResult, ModelKind
+from fedreid.datasets.records import ImageRecord
+from fedreid.reid.backbone import ReIDBackbone
+from fedreid.reid.features import extract_features
+from fedreid.reid.retrieval import evaluate
+from fedreid.reid.transforms import ImageStore
+from silo_agent.learning.sampling import IndexArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Images with their persons and cameras, in one order."""
+
+    images: ImageStore
+    pids: IndexArray
+    camids: IndexArray
+
+    @classmethod
+    def of(cls, records: Sequence[ImageRecord], *, height_px: int, width_px: int) -> "Labelled":
+        """The records' images, not yet decoded."""
+        paths = [record.path for record in records]
+        return cls(
+            images=ImageStore(paths, height_px=height_px, width_px=width_px),
+            pids=np.array([record.pid for record in records], dtype=np.int64),
+            camids=np.array([record.camid for record in records], dtype=np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSet:
+    """The silo's query and gallery."""
+
+    query: Labelled
+    gallery: Labelled
+
+
+def measure(
+    backbone: ReIDBackbone,
+    test: TestSet,
+    model: ModelKind,
+    *,
+    device: torch.device,
+    tell: Callable[[int, int], None],
+) -> EvaluationResult | None:
+    """The model's figures, or None where no query has a match: then there is nothing to tell.
+
+    ``tell`` hears images done and in all. Leaves the backbone in eval mode.
+    """
+    asked, searched = len(test.query.images), len(test.gallery.images)
+    if not asked or not searched:
+        return None
+    total = asked + searched
+    feats_QD = extract_features(
+        backbone, test.query.images, device=device, tell=lambda done: tell(done, total)
+    )
+    feats_GD = extract_features(
+        backbone, test.gallery.images, device=device, tell=lambda done: tell(asked + done, total)
+    )
+    metrics = evaluate(
+        feats_QD,
+        feats_GD,
+        test.query.pids,
+        test.gallery.pids,
+        test.query.camids,
+        test.gallery.camids,
+    )
+    if not metrics.num_valid:
+        return None
+    return EvaluationResult(
+        model=model,
+        rank1=metrics.rank(1),
+        rank5=metrics.rank(5),
+        rank10=metrics.rank(10),
+        map=metrics.map,
+        minp=metrics.minp,
+        queries=metrics.num_valid,
+    )

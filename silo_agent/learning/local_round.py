@@ -1,0 +1,179 @@
+"""What does a silo do in one round? Measure, train, weigh, measure, and keep its own (§2, §3, §7).
+
+Three models are told apart: ``global`` is w_t as published, ``local`` is w_t after this silo's
+training, ``standalone`` is a baseline that starts from the w_t of the silo's first round, trains
+on with the same recipe and never sees another's weights.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedreid.contract import EvaluationResult, ModelKind
+from fedreid.errors import storage_errors
+from fedreid.files import make_folder
+from fedreid.jobs import Progress, ProgressSink
+from fedreid.plan import BackbonePlan, BatchNormPolicy
+from fedreid.reid.backbone import ReIDBackbone, build_backbone, load_shared, shared_tensors
+from fedreid.seeds import derive_seed
+from fedreid.wire.tensors import FloatArray, batch_norm_names
+from silo_agent.learning.evaluation import measure
+from silo_agent.learning.holding import SiloData
+from silo_agent.learning.jobs import TrainJob, TrainReport
+from silo_agent.learning.state import (
+    BACKBONE,
+    BATCH_NORM,
+    FEDERATED,
+    STANDALONE,
+    ClassifierState,
+    build_classifier,
+    read_classifier,
+    read_tensors,
+    write_classifier,
+    write_tensors,
+)
+from silo_agent.learning.training import Learner, train
+from silo_agent.learning.weighing import cosine_distance, draw_probe, probe_logits
+
+UPDATE_FILE = "update.safetensors"
+PRIVATE_FOLDER = "private"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRound:
+    """One training job with what it works on."""
+
+    job: TrainJob
+    data: SiloData
+    device: torch.device
+    tell: ProgressSink
+
+    def run(self) -> TrainReport:
+        """Do the job; its outputs are complete when this returns.
+
+        Raises:
+            DatasetError, StorageError, UsageError, JobFailed: see the functions used.
+        """
+        job = self.job
+        evaluations: list[EvaluationResult] = []
+        learner = self._federated_learner()
+        self._measure(learner, "global", evaluations)
+        probe_N = draw_probe(
+            len(self.data.train.images),
+            batches=job.training.probe_batches,
+            batch_size=job.training.batch_size,
+            seed=self._seed("probe"),
+        )
+        images = self.data.train.images
+        before_NC = probe_logits(learner, images, probe_N, device=self.device)
+        loss = self._train(learner, "training")
+        after_NC = probe_logits(learner, images, probe_N, device=self.device)
+        self._measure(learner, "local", evaluations)
+        self._keep_federated(learner)
+        self._standalone(evaluations)
+        return TrainReport(
+            num_images=len(images),
+            num_identities=len(self.data.identities),
+            cosine_distance=cosine_distance(before_NC, after_NC),
+            train_loss=loss,
+            evaluations=tuple(evaluations),
+        )
+
+    def _federated_learner(self) -> Learner:
+        base = read_tensors(Path(self.job.base_model))
+        base.update(own_batch_norm(self.job.previous, self.job.bn))
+        folder = previous_private(self.job.previous, FEDERATED)
+        return self._learner(base, read_classifier(folder) if folder else None)
+
+    def _learner(self, tensors: dict[str, FloatArray], previous: ClassifierState | None) -> Learner:
+        backbone = load_backbone(self.job.backbone, tensors, dropout=self.job.training.dropout)
+        classifier = build_classifier(
+            previous,
+            self.data.identities,
+            width=backbone.feature_width,
+            seed=self._seed("classifier"),
+        )
+        return Learner(backbone=backbone.to(self.device), classifier=classifier.to(self.device))
+
+    def _train(self, learner: Learner, phase: str) -> float:
+        return train(
+            learner,
+            self.data.train,
+            self.job.training,
+            learning_rate_factor=self.job.learning_rate_factor,
+            seed=self._seed("round", self.job.round, phase),
+            device=self.device,
+            tell=lambda done, total, loss: self.tell(
+                Progress(phase=phase, done=done, total=total, loss=loss)
+            ),
+        )
+
+    def _measure(
+        self, learner: Learner, model: ModelKind, evaluations: list[EvaluationResult]
+    ) -> None:
+        if model not in self.job.evaluate:
+            return
+        result = measure(
+            learner.backbone,
+            self.data.test,
+            model,
+            device=self.device,
+            tell=lambda done, total: self.tell(
+                Progress(phase="evaluating", done=done, total=total)
+            ),
+        )
+        if result is not None:
+            evaluations.append(result)
+
+    def _keep_federated(self, learner: Learner) -> None:
+        shared = shared_tensors(learner.backbone)
+        write_tensors(Path(self.job.out) / UPDATE_FILE, shared)
+        folder = self._private(FEDERATED)
+        write_classifier(folder, ClassifierState.of(learner.classifier, self.data.identities))
+        if self.job.bn == "local":
+            own = {name: shared[name] for name in batch_norm_names(shared)}
+            write_tensors(folder / BATCH_NORM, own)
+
+    def _standalone(self, evaluations: list[EvaluationResult]) -> None:
+        before = previous_private(self.job.previous, STANDALONE)
+        if not self.job.standalone:
+            if before is not None:  # a round without the baseline does not end it
+                with storage_errors("copy", before):
+                    shutil.copytree(before, self._private(STANDALONE), dirs_exist_ok=True)
+            return
+        start = before / BACKBONE if before else Path(self.job.base_model)
+        learner = self._learner(read_tensors(start), read_classifier(before) if before else None)
+        self._train(learner, "standalone")
+        self._measure(learner, "standalone", evaluations)
+        folder = self._private(STANDALONE)
+        write_tensors(folder / BACKBONE, shared_tensors(learner.backbone))
+        write_classifier(folder, ClassifierState.of(learner.classifier, self.data.identities))
+
+    def _private(self, part: str) -> Path:
+        return make_folder(Path(self.job.out) / PRIVATE_FOLDER / part, mode=0o700)
+
+    def _seed(self, *place: str | int) -> int:
+        return derive_seed(self.job.seed, self.job.silo.name, *place)
+
+
+def load_backbone(
+    plan: BackbonePlan, tensors: dict[str, FloatArray], *, dropout: float
+) -> ReIDBackbone:
+    """The plan's backbone with these tensors."""
+    backbone = build_backbone(plan, dropout=dropout)
+    load_shared(backbone, tensors)
+    return backbone
+
+
+def previous_private(previous: str, part: str) -> Path | None:
+    """The folder of what the last round kept under ``part``; None if it kept nothing."""
+    folder = Path(previous) / PRIVATE_FOLDER / part
+    return folder if previous and folder.is_dir() else None
+
+
+def own_batch_norm(previous: str, bn: BatchNormPolicy) -> dict[str, FloatArray]:
+    """The silo's own BatchNorm tensors: with ``bn = local`` from its second round on, else none."""
+    folder = previous_private(previous, FEDERATED) if bn == "local" else None
+    return read_tensors(folder / BATCH_NORM) if folder else {}

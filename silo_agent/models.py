@@ -1,0 +1,160 @@
+"""How does the agent come to a published model that it can trust?
+
+A model is taken only with a release that the federation's coordinator signed, whose version has
+not gone back, and whose bytes have the digest that the release names. Parts of a download that
+broke off are kept and gone on with.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from fedreid.contract import Release
+from fedreid.errors import ConnectionFailed, SignatureRefused, UpdateRefused, storage_errors
+from fedreid.files import digest_of, replacing, write_bytes
+from fedreid.names import Digest
+from fedreid.pki.signing import verify
+from fedreid.plan import Encoding
+from fedreid.v1 import federation_pb2
+from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
+from fedreid.wire.encoding import decode
+from fedreid.wire.manifest import Manifest, encoding_to_wire
+from fedreid.wire.messages import release_from_wire
+from fedreid.wire.stream import PartialFile
+from fedreid.work import off_loop
+from silo_agent.config import Folders, Membership
+from silo_agent.trust.channel import calling
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified model on disk."""
+
+    path: str
+    digest: str
+    round: int
+    """The round that made it; 0 for start weights."""
+    version: int
+
+
+class _Newest(msgspec.Struct, frozen=True, kw_only=True):
+    version: int
+
+
+class ModelCache:
+    """Verified models of this silo's federation."""
+
+    def __init__(self, folders: Folders, membership: Membership) -> None:
+        self._folder = folders.models
+        self._membership = membership
+
+    async def ensure(
+        self, stub: FederationAsyncStub, address: str, digest: Digest, encoding: Encoding
+    ) -> Held:
+        """The model with this digest, fetched if it is not there yet.
+
+        Raises:
+            SignatureRefused: unsigned, of another federation, older than one already taken, or
+                other bytes than the release names.
+            ConnectionFailed: the download broke off; what came is kept.
+        """
+        held = self._held(digest, encoding)
+        if held is None:
+            held = await self._fetch(stub, address, digest, encoding)
+        return held
+
+    def remove_others(self, kept: Digest) -> None:
+        """Delete every model but one."""
+        for path in self._folder.iterdir():
+            if path.is_file() and not path.name.startswith(kept) and path.name != _NEWEST:
+                path.unlink(missing_ok=True)
+
+    def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
+        note = self._note_path(digest, encoding)
+        if not note.exists():
+            return None
+        return msgspec.json.decode(note.read_bytes(), type=Held)
+
+    async def _fetch(
+        self, stub: FederationAsyncStub, address: str, digest: Digest, encoding: Encoding
+    ) -> Held:
+        part = self._folder / f"{digest}.{encoding}.part"
+        offset = await off_loop(_held_bytes, part)
+        request = federation_pb2.FetchModelRequest(
+            model_digest=digest, encoding=encoding_to_wire(encoding), offset=offset
+        )
+        with calling(address):
+            parts = stub.FetchModel(request)
+            first = await anext(aiter(parts), None)
+            if first is None or not first.HasField("release"):
+                raise ConnectionFailed("The coordinator sent no model")
+            release, manifest = self._verified(first.release, digest, encoding)
+            file = await off_loop(PartialFile, part, prefix=b"", size=manifest.byte_count)
+            try:
+                if file.offset != offset:
+                    raise ConnectionFailed("The part of a model on disk was changed meanwhile")
+                async for message in parts:
+                    await off_loop(file.write, message.chunk)
+                await off_loop(file.finish, manifest.payload_digest)
+            except UpdateRefused as error:
+                file.discard()
+                raise ConnectionFailed("A model arrived damaged", why=str(error)) from error
+            finally:
+                file.close()
+        return await off_loop(self._keep, part, release, manifest)
+
+    def _verified(
+        self, signed: federation_pb2.SignedRelease, digest: Digest, encoding: Encoding
+    ) -> tuple[Release, Manifest]:
+        verify(self._membership.model_key, signed.release, signed.signature)
+        release = release_from_wire(federation_pb2.Release.FromString(signed.release))
+        manifest = Manifest.from_wire(signed.manifest)
+        payload = release.payload(encoding)
+        if release.federation != self._membership.federation or release.model_digest != digest:
+            raise SignatureRefused("The release that came is for another model or federation")
+        if payload is None or payload.payload_digest != manifest.payload_digest:
+            raise SignatureRefused("The model's payload is not the one that was signed")
+        newest = self._newest_version()
+        if release.version < newest:
+            raise SignatureRefused(
+                f"The coordinator sent model version {release.version}, but version {newest} was "
+                "already taken",
+                why="it may have been restored from an old backup, or somebody replays old models",
+                next_step=f"Ask its operators; remove {self._folder / _NEWEST} to accept it.",
+            )
+        return release, manifest
+
+    def _keep(self, part: Path, release: Release, manifest: Manifest) -> Held:
+        path = self._folder / f"{release.model_digest}.{manifest.encoding}.safetensors"
+        with storage_errors("read", part), part.open("rb") as payload, replacing(path) as stream:
+            decode(payload, manifest.layout, manifest.encoding, stream)
+        if manifest.encoding == "fp32" and digest_of(path) != release.model_digest:
+            path.unlink()
+            raise SignatureRefused("The model's bytes are not the ones that were signed")
+        held = Held(
+            path=str(path),
+            digest=release.model_digest,
+            round=release.round,
+            version=release.version,
+        )
+        write_bytes(self._folder / _NEWEST, msgspec.json.encode(_Newest(version=release.version)))
+        write_bytes(
+            self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
+        )
+        part.unlink()
+        return held
+
+    def _newest_version(self) -> int:
+        path = self._folder / _NEWEST
+        if not path.exists():
+            return 0
+        return msgspec.json.decode(path.read_bytes(), type=_Newest).version
+
+    def _note_path(self, digest: str, encoding: Encoding) -> Path:
+        return self._folder / f"{digest}.{encoding}.json"
+
+
+_NEWEST = "newest.json"
+
+
+def _held_bytes(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0

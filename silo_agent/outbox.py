@@ -1,0 +1,105 @@
+"""What has each round left on disk? The update to deliver, and what never leaves.
+
+::
+
+    rounds/RUN-000007/
+    ├── update.safetensors   the whole local backbone after training
+    ├── private/             classifier and standalone state
+    └── round.json           what round it was, and its numbers
+
+A folder appears by one rename when training is complete, so a killed agent has trained a round
+wholly or not at all. It stays until a later round takes its place: whatever the coordinator
+loses, it gets again without training.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from fedreid.contract import EvaluationResult, UpdateReport
+from fedreid.errors import StorageError
+from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
+from fedreid.plan import BatchNormPolicy, Encoding
+from silo_agent.config import Folders
+
+UPDATE_FILE = "update.safetensors"
+_NOTE = "round.json"
+
+
+class FinishedRound(msgspec.Struct, frozen=True, kw_only=True):
+    """A round whose training is complete."""
+
+    run: str
+    round: int
+    base_digest: str
+    bn: BatchNormPolicy
+    encoding: Encoding
+    report: UpdateReport
+    num_identities: int
+    evaluations: tuple[EvaluationResult, ...]
+
+
+class Outbox:
+    """The rounds that this silo has trained; one at a time is being trained."""
+
+    def __init__(self, folders: Folders) -> None:
+        self._folder = folders.rounds
+
+    def begin(self, run: str, number: int) -> Path:
+        """An empty folder for a round to be trained; what a killed attempt left is removed."""
+        for left in self._folder.glob(".*.training"):
+            remove_folder(left)
+        return make_folder(self._folder / f".{_name(run, number)}.training", mode=0o700)
+
+    def put(self, built: Path, finished: FinishedRound) -> None:
+        """Keep a trained round, durably and all at once."""
+        write_bytes(built / _NOTE, msgspec.json.encode(finished))
+        path = self._folder / _name(finished.run, finished.round)
+        remove_folder(path)
+        flip_folder(built, path)
+
+    def find(self, run: str, number: int, base_digest: str) -> FinishedRound | None:
+        """The round, if it was trained from this base model."""
+        finished = self._read(self._folder / _name(run, number))
+        return finished if finished is not None and finished.base_digest == base_digest else None
+
+    def folder(self, finished: FinishedRound) -> Path:
+        """Where a round lies."""
+        return self._folder / _name(finished.run, finished.round)
+
+    def newest(self, run: str, *, before: int | None = None) -> FinishedRound | None:
+        """The last trained round of a run."""
+        found = [f for f in self._all() if f.run == run and (before is None or f.round < before)]
+        return max(found, key=lambda finished: finished.round, default=None)
+
+    def last(self) -> FinishedRound | None:
+        """The round that was trained last, of whichever run."""
+        found = sorted(self._all(), key=lambda f: (self.folder(f) / _NOTE).stat().st_mtime)
+        return found[-1] if found else None
+
+    def remove_before(self, finished: FinishedRound) -> None:
+        """Delete the rounds of the same run that ``finished`` has taken the place of."""
+        for other in self._all():
+            if other.run == finished.run and other.round < finished.round:
+                remove_folder(self.folder(other))
+
+    def _all(self) -> list[FinishedRound]:
+        found = [self._read(path) for path in sorted(self._folder.glob("[!.]*"))]
+        return [finished for finished in found if finished is not None]
+
+    def _read(self, path: Path) -> FinishedRound | None:
+        note = path / _NOTE
+        if not note.exists():
+            return None
+        try:
+            return msgspec.json.decode(note.read_bytes(), type=FinishedRound)
+        except msgspec.DecodeError as error:
+            raise StorageError(
+                f"The file {note} is damaged",
+                why=str(error),
+                next_step=f"Remove {path}; the round is trained again if it still runs.",
+            ) from error
+
+
+def _name(run: str, number: int) -> str:
+    return f"{run}-{number:06d}"

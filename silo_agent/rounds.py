@@ -1,0 +1,322 @@
+"""How does a silo take part? Ask for a task, do it, deliver, and ask again.
+
+The agent only dials out. It keeps nothing in memory that a restart would miss: a trained round
+lies in the outbox, a fetched model in the cache, and the coordinator is asked where both stand.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc.aio
+
+from fedreid import __version__
+from fedreid.contract import (
+    EvaluateTask,
+    EvaluationResult,
+    ModelKind,
+    TrainTask,
+    UpdateReport,
+    WaitTask,
+)
+from fedreid.errors import ConnectionFailed, Refusal, UpdateRefused
+from fedreid.jobs import Progress, Worker
+from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S
+from fedreid.v1 import federation_pb2 as pb
+from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
+from fedreid.v1.federation_pb2_grpc import FederationStub as _Stub
+from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
+from fedreid.wire.messages import evaluation_to_wire, report_to_wire, task_from_wire
+from fedreid.wire.stream import send_chunks
+from fedreid.wire.tensors import TensorFile
+from fedreid.work import off_loop
+from silo_agent.config import AgentConfig, Folders, Membership
+from silo_agent.egress import Parcel, check_report, check_task, pack
+from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob, TrainReport
+from silo_agent.models import Held, ModelCache
+from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.trust.channel import calling
+
+_BROKEN_LINE = frozenset({Refusal.CHUNK, Refusal.BYTE_COUNT, Refusal.DIGEST})
+
+
+class RoundLost(Exception):
+    """The round that was being trained for is over."""
+
+
+class Participant:
+    """One silo's part in the federation, over one channel at a time."""
+
+    def __init__(
+        self,
+        *,
+        folders: Folders,
+        config: AgentConfig,
+        membership: Membership,
+        worker: Worker,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._membership = membership
+        self._worker = worker
+        self._say = say
+        self._models = ModelCache(folders, membership)
+        self._outbox = Outbox(folders)
+        self._silo = Silo(
+            federation=membership.federation,
+            name=membership.silo,
+            dataset=config.dataset,
+            layout=config.layout,
+        )
+        self._progress = ("waiting", 0.0)
+        self._told = ""
+
+    async def take_part(self, channel: grpc.aio.Channel) -> None:
+        """Do task after task, until something fails.
+
+        Raises:
+            ConnectionFailed: worth another attempt on a new channel.
+            FedreidError: a person has to act.
+        """
+        address = self._config.coordinator
+        stub: FederationAsyncStub = _Stub(channel)
+        hello = pb.HelloRequest(
+            agent_version=__version__, encodings=[encoding_to_wire(e) for e in ENCODINGS]
+        )
+        with calling(address):
+            greeting = await stub.Hello(hello, timeout=CALL_S)
+        self._tell(f"connected to the federation {greeting.federation} at {address}")
+        while True:
+            await self._next(stub)
+
+    async def _next(self, stub: FederationAsyncStub) -> None:
+        self._progress = ("waiting", 0.0)
+        with calling(self._config.coordinator):
+            answer = await stub.NextTask(
+                pb.NextTaskRequest(wait_s=LONG_POLL_S), timeout=LONG_POLL_S + CALL_S
+            )
+        task = task_from_wire(answer)
+        if isinstance(task, WaitTask):
+            self._tell(task.reason)
+        elif isinstance(task, EvaluateTask):
+            await self._evaluate(stub, task)
+        else:
+            await self._train(stub, task)
+
+    async def _train(self, stub: FederationAsyncStub, task: TrainTask) -> None:
+        check_task(task, self._config.policy)
+        finished = self._outbox.find(task.run, task.round, task.base_digest)
+        base = await self._fetch(stub, task)
+        if finished is None:
+            try:
+                finished = await self._train_round(stub, task, base)
+            except RoundLost:
+                self._tell(f"round {task.round} has closed without this silo")
+                return
+        await self._deliver(stub, task, finished, base)
+        self._outbox.remove_before(finished)
+        self._models.remove_others(task.base_digest)
+
+    async def _fetch(self, stub: FederationAsyncStub, task: TrainTask) -> Held:
+        self._progress = ("fetching", 0.0)
+        self._tell(f"round {task.round}: fetching the model {task.base_digest[:12]}…")
+        return await self._models.ensure(
+            stub, self._config.coordinator, task.base_digest, task.download_encoding
+        )
+
+    async def _train_round(
+        self, stub: FederationAsyncStub, task: TrainTask, base: Held
+    ) -> FinishedRound:
+        self._tell(f"round {task.round}: training")
+        out = await off_loop(self._outbox.begin, task.run, task.round)
+        async with self._heartbeats(stub, task.run, task.round):
+            report = await self._worker.run(
+                self._train_job(task, base, out), TrainReport, self._note_progress
+            )
+        numbers = UpdateReport(
+            num_images=report.num_images,
+            cosine_distance=report.cosine_distance,
+            train_loss=report.train_loss,
+        )
+        finished = FinishedRound(
+            run=task.run,
+            round=task.round,
+            base_digest=task.base_digest,
+            bn=task.bn,
+            encoding=task.upload_encoding,
+            report=numbers,
+            num_identities=report.num_identities,
+            evaluations=report.evaluations,
+        )
+        await off_loop(self._outbox.put, out, finished)
+        self._tell(
+            f"round {task.round}: trained on {report.num_images} images, loss "
+            f"{report.train_loss:.3f}, cosine distance {report.cosine_distance:.4f}"
+        )
+        return finished
+
+    def _train_job(self, task: TrainTask, base: Held, out: Path) -> TrainJob:
+        previous = self._outbox.newest(task.run, before=task.round)
+        kinds: tuple[ModelKind, ...] = ()
+        if task.evaluate:
+            kinds = ("global", "local", "standalone") if task.standalone else ("global", "local")
+        return TrainJob(
+            silo=self._silo,
+            run=task.run,
+            round=task.round,
+            seed=task.seed,
+            backbone=task.backbone,
+            training=task.training,
+            learning_rate_factor=task.learning_rate_factor,
+            bn=task.bn,
+            base_model=base.path,
+            previous="" if previous is None else str(self._outbox.folder(previous)),
+            out=str(out),
+            evaluate=kinds,
+            standalone=task.standalone,
+        )
+
+    async def _deliver(
+        self, stub: FederationAsyncStub, task: TrainTask, finished: FinishedRound, base: Held
+    ) -> None:
+        check_report(finished.report, self._config.policy)
+        parcel = await off_loop(self._pack, task, finished, base)
+        self._progress = ("uploading", 0.0)
+        try:
+            state = await self._upload(stub, finished, parcel)
+        except UpdateRefused as refusal:
+            if refusal.reason in _BROKEN_LINE:
+                raise ConnectionFailed("The update arrived damaged", why=str(refusal)) from refusal
+            self._tell(f"round {task.round}: the coordinator refused the update: {refusal}")
+            return
+        outcome = "accepted" if state == pb.UPLOAD_STATE_ACCEPTED else "too late, it does not count"
+        self._tell(f"round {task.round}: update of {parcel.manifest.byte_count} bytes {outcome}")
+        await self._report(stub, finished.run, finished.round, base.round, finished.evaluations)
+
+    def _pack(self, task: TrainTask, finished: FinishedRound, base: Held) -> Parcel:
+        folder = self._outbox.folder(finished)
+        with TensorFile(Path(base.path)) as file:
+            layout = file.layout
+        return pack(
+            folder,
+            folder / UPDATE_FILE,
+            layout,
+            bn=task.bn,
+            encoding=task.upload_encoding,
+            policy=self._config.policy,
+        )
+
+    async def _upload(
+        self, stub: FederationAsyncStub, finished: FinishedRound, parcel: Parcel
+    ) -> "pb.UploadState.ValueType":
+        request = pb.OpenUploadRequest(
+            run=finished.run,
+            round=finished.round,
+            base_digest=finished.base_digest,
+            manifest=parcel.manifest.to_wire(),
+            report=report_to_wire(finished.report),
+        )
+        with calling(self._config.coordinator):
+            opening = await stub.OpenUpload(request, timeout=CALL_S)
+            if opening.state != pb.UPLOAD_STATE_SEND:
+                return opening.state
+            answer = await stub.SendUpload(self._messages(opening, parcel))
+        return answer.state
+
+    async def _messages(
+        self, opening: pb.OpenUploadResponse, parcel: Parcel
+    ) -> AsyncIterator[pb.SendUploadRequest]:
+        yield pb.SendUploadRequest(upload_id=opening.upload_id)
+        size = parcel.manifest.byte_count
+        chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
+        async for chunk in chunks:
+            yield pb.SendUploadRequest(chunk=chunk)
+            self._progress = ("uploading", chunk.offset / size)
+
+    async def _evaluate(self, stub: FederationAsyncStub, task: EvaluateTask) -> None:
+        self._tell(f"measuring the model of round {task.round}")
+        model = await self._models.ensure(
+            stub, self._config.coordinator, task.model_digest, task.download_encoding
+        )
+        previous = self._outbox.newest(task.run)
+        job = EvaluateJob(
+            silo=self._silo,
+            backbone=task.backbone,
+            bn=task.bn,
+            model=model.path,
+            previous="" if previous is None else str(self._outbox.folder(previous)),
+            threads=task.threads,
+        )
+        async with self._heartbeats(stub, "", 0):
+            report = await self._worker.run(job, EvaluateReport, self._note_progress)
+        await self._report(stub, task.run, 0, task.round, report.evaluations)
+
+    async def _report(
+        self,
+        stub: FederationAsyncStub,
+        run: str,
+        trained_round: int,
+        published_round: int,
+        results: tuple[EvaluationResult, ...],
+    ) -> None:
+        """Send figures: of the global model under the round that made it, else of training."""
+        for number, kinds in (
+            (published_round, ("global",)),
+            (trained_round, ("local", "standalone")),
+        ):
+            wanted = [result for result in results if result.model in kinds]
+            if wanted:
+                request = pb.ReportEvaluationRequest(
+                    run=run,
+                    round=number,
+                    evaluations=[evaluation_to_wire(result) for result in wanted],
+                )
+                with calling(self._config.coordinator):
+                    await stub.ReportEvaluation(request, timeout=CALL_S)
+
+    @contextlib.asynccontextmanager
+    async def _heartbeats(
+        self, stub: FederationAsyncStub, run: str, number: int
+    ) -> AsyncIterator[None]:
+        """Send signs of life while the block works; end the block if its round is lost."""
+        work = asyncio.current_task()
+        assert work is not None
+        lost = False
+
+        async def beat() -> None:
+            nonlocal lost
+            while True:
+                await asyncio.sleep(HEARTBEAT_S)
+                phase, progress = self._progress
+                request = pb.HeartbeatRequest(run=run, round=number, phase=phase, progress=progress)
+                try:
+                    answer = await stub.Heartbeat(request, timeout=CALL_S)
+                except grpc.aio.AioRpcError as error:
+                    self._tell(f"training goes on; the coordinator is away ({error.code().name})")
+                    continue
+                if run and not answer.wanted:
+                    lost = True
+                    work.cancel()
+                    return
+
+        beats = asyncio.create_task(beat())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if lost:
+                work.uncancel()
+                raise RoundLost from None
+            raise
+        finally:
+            beats.cancel()
+
+    def _note_progress(self, progress: Progress) -> None:
+        phase = "evaluating" if progress.phase == "evaluating" else "training"
+        self._progress = (phase, progress.done / max(progress.total, 1))
+
+    def _tell(self, line: str) -> None:
+        """Say something new; the same thing twice is said once."""
+        if line != self._told:
+            self._say(line)
+            self._told = line

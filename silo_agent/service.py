@@ -1,0 +1,75 @@
+"""How does the agent keep taking part until it is told to stop?"""
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from fedreid.clock import SystemClock
+from fedreid.errors import ConnectionFailed, JobFailed
+from fedreid.files import held_alone
+from fedreid.jobs import Worker
+from fedreid.pki.identity import IdentityStore, check_not_expired
+from silo_agent.config import Folders, load_config, load_membership
+from silo_agent.rounds import Participant
+from silo_agent.trust.channel import connected, pauses_s
+
+_WORKER = "silo_agent.learning.worker"
+_JOB_ATTEMPTS = 3
+
+
+def run(folders: Folders, say: Callable[[str], None]) -> None:
+    """Take part until SIGTERM or SIGINT.
+
+    Raises:
+        FedreidError: something that a person has to mend; local state stays as it is.
+    """
+    with held_alone(folders.root, by="agent"):
+        asyncio.run(_run_until_signal(folders, say))
+    say("stopped; everything is kept, start again to go on")
+
+
+async def _run_until_signal(folders: Folders, say: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    worker = Worker(_WORKER)
+    taking_part = asyncio.create_task(_take_part_for_ever(folders, worker, say))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if taking_part.done():
+            await taking_part
+    finally:
+        for task in (taking_part, stopped):
+            task.cancel()
+        await asyncio.gather(taking_part, stopped, return_exceptions=True)
+        await worker.close()
+
+
+async def _take_part_for_ever(folders: Folders, worker: Worker, say: Callable[[str], None]) -> None:
+    config = load_config(folders)
+    membership = load_membership(folders)
+    identities = IdentityStore(folders.identity)
+    participant = Participant(
+        folders=folders, config=config, membership=membership, worker=worker, say=say
+    )
+    pauses = pauses_s()
+    failed_jobs = 0
+    while True:
+        identity = identities.load()
+        check_not_expired(identity, SystemClock())
+        began_s = asyncio.get_running_loop().time()
+        try:
+            async with connected(config.coordinator, identity) as channel:
+                await participant.take_part(channel)
+        except ConnectionFailed as error:
+            say(f"{error} Trying again.")
+        except JobFailed as error:
+            failed_jobs += 1
+            if failed_jobs >= _JOB_ATTEMPTS:
+                raise
+            say(str(error))
+        if asyncio.get_running_loop().time() - began_s > 60:
+            pauses, failed_jobs = pauses_s(), 0
+        await asyncio.sleep(next(pauses))
