@@ -6,6 +6,7 @@ broke off are kept and gone on with.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,7 +17,6 @@ from fedreid.names import Digest
 from fedreid.pki.signing import verify
 from fedreid.plan import Encoding
 from fedreid.v1 import federation_pb2
-from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest, encoding_to_wire
 from fedreid.wire.messages import release_from_wire
@@ -24,6 +24,9 @@ from fedreid.wire.stream import PartialFile
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
 from silo_agent.trust.channel import calling
+
+if TYPE_CHECKING:
+    from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +51,7 @@ class ModelCache:
         self._membership = membership
 
     async def ensure(
-        self, stub: FederationAsyncStub, address: str, digest: Digest, encoding: Encoding
+        self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
     ) -> Held:
         """The model with this digest, fetched if it is not there yet.
 
@@ -75,7 +78,7 @@ class ModelCache:
         return msgspec.json.decode(note.read_bytes(), type=Held)
 
     async def _fetch(
-        self, stub: FederationAsyncStub, address: str, digest: Digest, encoding: Encoding
+        self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
     ) -> Held:
         part = self._folder / f"{digest}.{encoding}.part"
         offset = await off_loop(_held_bytes, part)

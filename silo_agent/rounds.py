@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -24,8 +25,7 @@ from fedreid.errors import ConnectionFailed, Refusal, UpdateRefused
 from fedreid.jobs import Progress, Worker
 from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
-from fedreid.v1.federation_pb2_grpc import FederationStub as _Stub
+from fedreid.v1 import federation_pb2_grpc
 from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire, task_from_wire
 from fedreid.wire.stream import send_chunks
@@ -39,6 +39,9 @@ from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.trust.channel import calling
 
 _BROKEN_LINE = frozenset({Refusal.CHUNK, Refusal.BYTE_COUNT, Refusal.DIGEST})
+
+if TYPE_CHECKING:
+    from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
 
 
 class RoundLost(Exception):
@@ -80,7 +83,7 @@ class Participant:
             FedreidError: a person has to act.
         """
         address = self._config.coordinator
-        stub: FederationAsyncStub = _Stub(channel)
+        stub = federation_pb2_grpc.FederationStub(channel)
         hello = pb.HelloRequest(
             agent_version=__version__, encodings=[encoding_to_wire(e) for e in ENCODINGS]
         )
@@ -90,7 +93,7 @@ class Participant:
         while True:
             await self._next(stub)
 
-    async def _next(self, stub: FederationAsyncStub) -> None:
+    async def _next(self, stub: "FederationAsyncStub") -> None:
         self._progress = ("waiting", 0.0)
         with calling(self._config.coordinator):
             answer = await stub.NextTask(
@@ -104,7 +107,7 @@ class Participant:
         else:
             await self._train(stub, task)
 
-    async def _train(self, stub: FederationAsyncStub, task: TrainTask) -> None:
+    async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
         finished = self._outbox.find(task.run, task.round, task.base_digest)
         base = await self._fetch(stub, task)
@@ -118,7 +121,7 @@ class Participant:
         self._outbox.remove_before(finished)
         self._models.remove_others(task.base_digest)
 
-    async def _fetch(self, stub: FederationAsyncStub, task: TrainTask) -> Held:
+    async def _fetch(self, stub: "FederationAsyncStub", task: TrainTask) -> Held:
         self._progress = ("fetching", 0.0)
         self._tell(f"round {task.round}: fetching the model {task.base_digest[:12]}…")
         return await self._models.ensure(
@@ -126,7 +129,7 @@ class Participant:
         )
 
     async def _train_round(
-        self, stub: FederationAsyncStub, task: TrainTask, base: Held
+        self, stub: "FederationAsyncStub", task: TrainTask, base: Held
     ) -> FinishedRound:
         self._tell(f"round {task.round}: training")
         out = await off_loop(self._outbox.begin, task.run, task.round)
@@ -178,7 +181,7 @@ class Participant:
         )
 
     async def _deliver(
-        self, stub: FederationAsyncStub, task: TrainTask, finished: FinishedRound, base: Held
+        self, stub: "FederationAsyncStub", task: TrainTask, finished: FinishedRound, base: Held
     ) -> None:
         check_report(finished.report, self._config.policy)
         parcel = await off_loop(self._pack, task, finished, base)
@@ -208,7 +211,7 @@ class Participant:
         )
 
     async def _upload(
-        self, stub: FederationAsyncStub, finished: FinishedRound, parcel: Parcel
+        self, stub: "FederationAsyncStub", finished: FinishedRound, parcel: Parcel
     ) -> "pb.UploadState.ValueType":
         request = pb.OpenUploadRequest(
             run=finished.run,
@@ -234,7 +237,7 @@ class Participant:
             yield pb.SendUploadRequest(chunk=chunk)
             self._progress = ("uploading", chunk.offset / size)
 
-    async def _evaluate(self, stub: FederationAsyncStub, task: EvaluateTask) -> None:
+    async def _evaluate(self, stub: "FederationAsyncStub", task: EvaluateTask) -> None:
         self._tell(f"measuring the model of round {task.round}")
         model = await self._models.ensure(
             stub, self._config.coordinator, task.model_digest, task.download_encoding
@@ -254,7 +257,7 @@ class Participant:
 
     async def _report(
         self,
-        stub: FederationAsyncStub,
+        stub: "FederationAsyncStub",
         run: str,
         trained_round: int,
         published_round: int,
@@ -277,7 +280,7 @@ class Participant:
 
     @contextlib.asynccontextmanager
     async def _heartbeats(
-        self, stub: FederationAsyncStub, run: str, number: int
+        self, stub: "FederationAsyncStub", run: str, number: int
     ) -> AsyncIterator[None]:
         """Send signs of life while the block works; end the block if its round is lost."""
         work = asyncio.current_task()

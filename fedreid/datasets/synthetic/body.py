@@ -11,17 +11,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedreid.datasets.synthetic.cloth import Cloth, Floats, Strap
+from fedreid.datasets.synthetic.cloth import Cloth, Floats, Pattern, Strap
 from fedreid.datasets.synthetic.identity import Bag, Hair, Identity
 
 Cover = tuple[float, Cloth]  # down to this share of the part, this cloth
 AVERAGE_HEIGHT_M = 1.75
-CAP = ((-0.94, 0.34), (-0.7, 0.71), (-0.35, 0.94))  # rings of a half sphere: offset, radius
+EYES = (0.02, 0.015, 0.012)
+CAP = (
+    (-0.99, 0.1),
+    (-0.92, 0.4),
+    (-0.7, 0.71),
+    (-0.35, 0.94),
+)  # rings of a half sphere: offset, radius
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A tube. Rings run from its top; `front_3` is the direction of angle 0. `boxy` below 1 makes
+    """A tube. Rings run from its top; `front_3` is the direction of angle 0. `boxy` makes
     the cross-section squarer."""
 
     centre_K3: Floats
@@ -29,7 +35,7 @@ class Part:
     depth_K: Floats
     front_3: Floats
     covers: tuple[Cover, ...]
-    boxy: float = 1.0
+    boxy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +104,7 @@ class _Frame:
         length = 0.165 * who.height_m
         reach = side * (pose.spread + 0.1 * (who.girth - 1.0))
         shoulder = self.spine(
-            self.neck - 0.085 * self.unit, side * 0.175 * self.unit * who.shoulders * who.girth**0.5
+            self.neck - 0.115 * self.unit, side * 0.175 * self.unit * who.shoulders * who.girth**0.5
         )
         elbow = shoulder + length * np.array((reach, -np.cos(angle), np.sin(angle)))
         bend = angle + pose.elbow * (1.0 if pose.elbow < 1.0 or side > 0 else 0.15)
@@ -127,7 +133,7 @@ def _limb(
     *,
     front_3: Sequence[float] = (0.0, 0.0, 1.0),
     flat: float = 1.0,
-    boxy: float = 1.0,
+    boxy: bool = False,
 ) -> Part:
     """A tapered limb with round ends; `flat` scales its depth against its width."""
     length = max(float(np.linalg.norm(end_3 - start_3)), 1e-6)
@@ -167,8 +173,9 @@ def _trunk(who: Identity, frame: _Frame) -> list[Part]:
     loose = 0.02 * unit if who.layer is not None else 0.0
     shoulders = [
         (neck, 0.055 * unit + loose, 0.055 * unit + loose),
-        (neck - 0.035 * unit, 0.12 * wide, 0.07 * unit + loose),
-        (neck - 0.08 * unit, 0.195 * wide, 0.095 * unit + loose),
+        (neck - 0.03 * unit, 0.12 * wide, 0.07 * unit + loose),
+        (neck - 0.06 * unit, 0.185 * wide, 0.09 * unit + loose),
+        (neck - 0.1 * unit, 0.2 * wide, 0.1 * unit + loose),
         (neck - 0.2 * unit, 0.168 * wide + loose, 0.115 * bulk + loose),
     ]
     waist = (hip + 0.2 * unit, 0.142 * bulk + loose, 0.108 * bulk + loose)
@@ -182,15 +189,21 @@ def _trunk(who: Identity, frame: _Frame) -> list[Part]:
     parts = [_column(frame, torso, [(belt, outer), (1.0, who.bottom)])]
     if who.layer is not None:
         hem = hip - who.layer_reach * frame.leg
-        reach = _hem_depth(frame, hem)
-        skirt = [waist, seat, (hem, 0.175 * bulk * who.hips + loose, 0.12 * bulk + reach)]
+        depth = 0.12 * bulk + _hem_depth(frame, hem)
+        skirt = [_wider(waist), _wider(seat), (hem, 0.175 * bulk * who.hips + loose, depth)]
         parts.append(_column(frame, skirt, [(1.0, replace(outer, strap=Strap.NONE))]))
     if who.skirt_reach > 0:
         hem = hip - who.skirt_reach * frame.leg
         flare = (0.15 + 0.09 * who.skirt_reach) * bulk * who.hips
-        rings = [waist, seat, (hem, flare, 0.12 * bulk + _hem_depth(frame, hem))]
+        rings = [_wider(waist), _wider(seat), (hem, flare, 0.12 * bulk + _hem_depth(frame, hem))]
         parts.append(_column(frame, rings, [(1.0, who.bottom)]))
     return parts
+
+
+def _wider(ring: tuple[float, float, float]) -> tuple[float, float, float]:
+    """The ring of a garment that hangs over another; flush surfaces would show through."""
+    height, side, depth = ring
+    return height, side + 0.012, depth + 0.012
 
 
 def _hem_depth(frame: _Frame, height: float) -> float:
@@ -207,6 +220,8 @@ def _head(who: Identity, frame: _Frame, pose: Pose) -> list[Part]:
     """Neck or scarf, head, hair, hat."""
     tall = frame.head
     skin, hair = Cloth.plain(who.skin), Cloth.plain(who.hair)
+    chin = who.hair if who.beard else who.skin
+    face = Cloth(pattern=Pattern.FACE, colours=(who.skin, EYES, chin), pitch_m=tall)
     centre = frame.spine(frame.neck + 0.045 * frame.unit + 0.5 * tall)
     front = (float(np.sin(pose.head_turn)), 0.0, float(np.cos(pose.head_turn)))
     back = -np.array(front)
@@ -226,15 +241,23 @@ def _head(who: Identity, frame: _Frame, pose: Pose) -> list[Part]:
             (throat * frame.unit, 1.1 * throat * frame.unit),
             [(1.0, collar)],
         ),
-        ball(centre, 0.33 * tall, 0.5 * tall, skin, 1.18),
+        ball(centre, 0.35 * tall, 0.5 * tall, face, 1.15),
     ]
     if who.hair_style is not Hair.BALD:
         crown = centre + 0.09 * tall * up + 0.1 * tall * back
-        parts.append(ball(crown, 0.36 * tall, 0.45 * tall, hair, 1.12))
+        parts.append(ball(crown, 0.385 * tall, 0.46 * tall, hair, 1.1))
     if who.hair_style is Hair.LONG:
         lock = centre + 0.17 * tall * back
-        parts.append(_limb(lock, lock - 0.95 * tall * up, (0.36 * tall, 0.4 * tall), [(1.0, hair)],
-                           front_3=front, flat=0.55))
+        parts.append(
+            _limb(
+                lock,
+                lock - 0.95 * tall * up,
+                (0.36 * tall, 0.4 * tall),
+                [(1.0, hair)],
+                front_3=front,
+                flat=0.55,
+            )
+        )
     elif who.hair_style is Hair.BUN:
         parts.append(ball(centre + 0.45 * tall * (up + 0.7 * back), 0.19 * tall, 0.19 * tall, hair))
     elif who.hair_style is Hair.PONYTAIL:
@@ -243,7 +266,7 @@ def _head(who: Identity, frame: _Frame, pose: Pose) -> list[Part]:
         parts.append(_limb(knot, tip, (0.15 * tall, 0.07 * tall), [(1.0, hair)]))
     if who.hat is not None:
         top = centre + 0.2 * tall * up + 0.03 * tall * back
-        parts.append(ball(top, 0.4 * tall, 0.4 * tall, Cloth.plain(who.hat), 1.15))
+        parts.append(ball(top, 0.42 * tall, 0.42 * tall, Cloth.plain(who.hat), 1.15))
     return parts
 
 
@@ -275,8 +298,13 @@ def _leg_parts(who: Identity, frame: _Frame, leg: list[Floats]) -> list[Part]:
     return [
         _limb(hip, knee, thick[:2], [(min(share, 1.0), who.bottom), (1.0, skin)]),
         _limb(knee, ankle, thick[1:], shin),
-        _limb(heel, toe, (0.047 * frame.unit, 0.04 * frame.unit), [(1.0, shoes)],
-              front_3=(0.0, 1.0, 0.0)),
+        _limb(
+            heel,
+            toe,
+            (0.047 * frame.unit, 0.04 * frame.unit),
+            [(1.0, shoes)],
+            front_3=(0.0, 1.0, 0.0),
+        ),
     ]
 
 
@@ -288,21 +316,35 @@ def _bag_parts(who: Identity, frame: _Frame) -> list[Part]:
         away = -0.115 * frame.bulk - 0.085 * size
         top = frame.spine(frame.neck - 0.17 * frame.unit, z=away)
         bottom = frame.spine(frame.neck - 0.14 * frame.unit - 0.3 * size, z=away)
-        return [_limb(top, bottom, (0.125 * size, 0.15 * size), covers, flat=0.7, boxy=0.6)]
+        return [_limb(top, bottom, (0.125 * size, 0.15 * size), covers, flat=0.7, boxy=True)]
     if who.bag is Bag.SHOULDER:
         beside = -0.185 * frame.bulk * who.hips - 0.05 * size
         top = frame.spine(frame.hip + 0.1 * frame.unit, beside)
         bottom = frame.spine(frame.hip + 0.1 * frame.unit - 0.14 * size, beside)
         return [
-            _limb(top, bottom, (0.13 * size, 0.14 * size), covers, front_3=(1.0, 0.0, 0.0),
-                  flat=0.45, boxy=0.6)
+            _limb(
+                top,
+                bottom,
+                (0.13 * size, 0.14 * size),
+                covers,
+                front_3=(1.0, 0.0, 0.0),
+                flat=0.45,
+                boxy=True,
+            )
         ]
     if who.bag is Bag.HAND:
         wrist = frame.arms[1][2]
         top = wrist - np.array((0.0, 0.24 * frame.unit, 0.0))
         bottom = top - np.array((0.0, 0.12 * size, 0.0))
         return [
-            _limb(top, bottom, (0.11 * size, 0.15 * size), covers, front_3=(1.0, 0.0, 0.0),
-                  flat=0.4, boxy=0.6)
+            _limb(
+                top,
+                bottom,
+                (0.11 * size, 0.15 * size),
+                covers,
+                front_3=(1.0, 0.0, 0.0),
+                flat=0.4,
+                boxy=True,
+            )
         ]
     return []

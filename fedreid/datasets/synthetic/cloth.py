@@ -37,6 +37,7 @@ class Pattern(StrEnum):
     SIDE_STRIPE = "side stripe"
     OPEN = "open"
     VEST = "vest"
+    FACE = "face"
 
 
 class Strap(StrEnum):
@@ -119,6 +120,10 @@ def _regions(
             bands = np.abs(np.mod(along_N + 0.02, 0.2) - 0.1) < 0.025
             uprights = np.abs(np.abs(around_N) - 0.6) < 0.1
             return None, bands | uprights
+        case Pattern.FACE:  # the pitch is the height of the head
+            eyes = np.abs(np.abs(arc_N) - 0.14 * pitch_m) < 0.06 * pitch_m
+            eyes &= np.abs(along_N - 0.5 * pitch_m) < 0.05 * pitch_m
+            return eyes, (along_N > 0.68 * pitch_m) & (np.abs(around_N) < 1.3)
         case _:
             return None, None
 
@@ -127,5 +132,7 @@ def _under_strap(strap: Strap, around_N: Floats, along_N: Floats, arc_N: Floats)
     if strap is Strap.BOTH:
         return (np.abs(np.abs(arc_N) - 0.105) < 0.022) & (along_N < 0.4) & (np.abs(around_N) < 1.5)
     # From the left shoulder to the right hip; seen from behind it falls the other way.
-    across = np.where(np.abs(around_N) < 0.5 * np.pi, around_N, np.sign(around_N) * np.pi - around_N)
+    across = np.where(
+        np.abs(around_N) < 0.5 * np.pi, around_N, np.sign(around_N) * np.pi - around_N
+    )
     return np.abs(across - 0.9 + 3.2 * (along_N - 0.05)) < 0.16

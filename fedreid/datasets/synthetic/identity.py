@@ -59,6 +59,7 @@ class Identity:
     skin: Rgb
     hair: Rgb
     hair_style: Hair
+    beard: bool
     top: Cloth
     sleeve_cloth: Cloth
     sleeve_share: float  # covered share of the arm, from the shoulder
@@ -100,6 +101,7 @@ def draw_identity(rng: np.random.Generator, climate: Climate) -> Identity:
         skin=_pick(rng, SKINS),
         hair=_pick(rng, HAIRS),
         hair_style=Hair(rng.choice([str(style) for style in Hair], p=(0.1, 0.4, 0.25, 0.1, 0.15))),
+        beard=bool(rng.random() < 0.2),
         top=top,
         sleeve_cloth=sleeve_cloth,
         sleeve_share=sleeve_share,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedreid.errors import UsageError
+
 MAX_PERSONS = 9_999  # the Market-1501 name has four digits for the person
-MAX_SEED = 2**32 - 1  # one word of the generators' key
 MAX_IMAGES_PER_CAMERA = 50  # keeps passes of one camera apart in the frame number
 
 
@@ -31,12 +32,12 @@ class SyntheticSpec:
         junk: badly cut gallery images (pid -1), per silo.
         public_images: unlabelled images of further persons for distillation.
         height_px, width_px: size of every image.
-        seed: 0 to 2^32 - 1; the same spec gives the same bytes.
+        seed: 0 or more; the same spec gives the same bytes.
         colour_shift: whether cameras differ in colour response and exposure. Off only to measure
             what the shift costs.
 
     Raises:
-        ValueError: a value is outside its range.
+        UsageError: a value is outside its range.
     """
 
     silos: int = 4
@@ -69,19 +70,17 @@ class SyntheticSpec:
         }
         for name, least in at_least.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not self.ratio or min(self.ratio) < 1:
-            raise ValueError(f"ratio is {self.ratio}; it needs entries of 1 or more")
-        if self.seed > MAX_SEED:
-            raise ValueError(f"seed is {self.seed}; it must be at most {MAX_SEED}")
+            raise UsageError(f"ratio is {self.ratio}; it needs entries of 1 or more")
         if self.images_per_identity_and_camera > MAX_IMAGES_PER_CAMERA:
-            raise ValueError(
+            raise UsageError(
                 f"images_per_identity_and_camera is {self.images_per_identity_and_camera}; "
                 f"it must be at most {MAX_IMAGES_PER_CAMERA}"
             )
         most = max(self.train_identities(silo) for silo in range(self.silos))
         if most + self.test_identities > MAX_PERSONS:
-            raise ValueError(
+            raise UsageError(
                 f"a silo would have {most + self.test_identities} identities; "
                 f"a Market-1501 name holds {MAX_PERSONS}: lower unit_identities or the ratio"
             )

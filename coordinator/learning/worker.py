@@ -1,0 +1,75 @@
+"""Which process does the coordinator's heavy work? ``python -m coordinator.learning.worker``.
+
+Only the jobs that need torch import it: a coordinator that merely aggregates stays small.
+"""
+
+from pathlib import Path
+
+from coordinator.learning.aggregation import aggregate
+from coordinator.learning.jobs import (
+    AggregateJob,
+    DistilJob,
+    DistilReport,
+    EncodeJob,
+    EncodeReport,
+    EvaluateJob,
+    EvaluateReport,
+    InitialiseJob,
+    InitialiseReport,
+)
+from fedreid.files import digest_of, replacing
+from fedreid.jobs import ProgressSink, serve
+from fedreid.wire.encoding import encode
+from fedreid.wire.tensors import TensorFile
+
+_INITIALISE_THREADS = 1
+"""Drawing random numbers gains nothing from more."""
+
+
+def write_payload(job: EncodeJob, progress: ProgressSink) -> EncodeReport:
+    """Write a model's payload in the encoding that downloads take."""
+    out = Path(job.out)
+    with TensorFile(Path(job.model)) as file, replacing(out) as stream:
+        encode(file, file.layout, job.encoding, stream)
+    return EncodeReport(digest=digest_of(out), size_bytes=out.stat().st_size)
+
+
+def _initialise(job: InitialiseJob, progress: ProgressSink) -> InitialiseReport:
+    from coordinator.learning.models import write_first
+
+    _settle_torch(_INITIALISE_THREADS)
+    return write_first(job, progress)
+
+
+def _distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
+    from coordinator.learning.distillation import distil
+
+    _settle_torch(job.distillation.threads)
+    return distil(job, progress)
+
+
+def _evaluate(job: EvaluateJob, progress: ProgressSink) -> EvaluateReport:
+    from coordinator.learning.evaluation import evaluate
+
+    _settle_torch(job.threads)
+    return evaluate(job, progress)
+
+
+def _settle_torch(threads: int) -> None:
+    """The same bits every time: a fixed number of threads, and no racing algorithm."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+
+
+if __name__ == "__main__":
+    serve(
+        {
+            InitialiseJob: _initialise,
+            AggregateJob: aggregate,
+            DistilJob: _distil,
+            EvaluateJob: _evaluate,
+            EncodeJob: write_payload,
+        }
+    )

@@ -1,0 +1,165 @@
+"""Can this dataset be trained on and measured? Counts, unreadable files, refusals, warnings."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedreid.datasets.images import decode
+from fedreid.datasets.layouts import Dataset, LayoutName, load
+from fedreid.datasets.records import SPLITS, ImageRecord, Split
+from fedreid.errors import DatasetError
+
+FEW_IMAGES = 64
+"""Below two batches of training images the silo's weight in the mean says little."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitCount:
+    """Size of one split; junk and distractors count as images, not as identities."""
+
+    images: int
+    identities: int
+    cameras: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An image file that can't be decoded."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetCheck:
+    """What was found; the dataset can be used if ``refusals`` is empty."""
+
+    root: Path
+    layout: LayoutName
+    splits: dict[Split, SplitCount]
+    width_px: tuple[int, int]
+    """Smallest and largest; (0, 0) where no image is readable."""
+    height_px: tuple[int, int]
+    ignored: int
+    unreadable: tuple[Unreadable, ...]
+    refusals: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def check(
+    path: Path,
+    layout: str = "auto",
+    *,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> DatasetCheck:
+    """Load the dataset and decode each of its images once; ``tell`` hears done and total.
+
+    Raises:
+        UsageError, DatasetError: as :func:`fedreid.datasets.layouts.load`.
+    """
+    dataset = load(path, layout)
+    sizes, unreadable = _decode_all(dataset, tell)
+    widths, heights = zip(*sizes, strict=True) if sizes else ((0,), (0,))
+    refused = list(refusals(dataset))
+    if unreadable:
+        refused.append(
+            f"{len(unreadable)} image files can't be read, the first is {unreadable[0].path}."
+        )
+    return DatasetCheck(
+        root=path,
+        layout=dataset.layout,
+        splits={split: _count(_records(dataset, split)) for split in SPLITS},
+        width_px=(min(widths), max(widths)),
+        height_px=(min(heights), max(heights)),
+        ignored=dataset.ignored,
+        unreadable=unreadable,
+        refusals=tuple(refused),
+        warnings=tuple(_warnings(dataset)),
+    )
+
+
+def refusals(dataset: Dataset) -> tuple[str, ...]:
+    """Why the dataset can't be trained on or measured, a sentence each; empty if it can."""
+    found = []
+    images_of = Counter(record.pid for record in dataset.train)
+    if not dataset.train:
+        found.append("There is no training image.")
+    elif max(images_of.values()) < 2:
+        found.append("No training identity has two images: there is nothing to match.")
+    elif not _cross_camera(dataset.train):
+        found.append(
+            "No training identity is seen by two cameras: matching across cameras can't be learned."
+        )
+    if not dataset.query:
+        found.append("There is no query image: the models can't be measured.")
+    elif not dataset.gallery:
+        found.append("There is no gallery image: the models can't be measured.")
+    elif not _answerable(dataset):
+        found.append("No query has its person in another camera of the gallery.")
+    return tuple(found)
+
+
+def _warnings(dataset: Dataset) -> Iterable[str]:
+    if dataset.ignored:
+        yield f"{dataset.ignored} image files have a name or place of no meaning in this layout."
+    if 0 < len(dataset.train) < FEW_IMAGES:
+        yield f"There are only {len(dataset.train)} training images."
+    images_of = Counter(record.pid for record in dataset.train)
+    if single := sum(count == 1 for count in images_of.values()):
+        yield f"{single} of {len(images_of)} training identities have a single image."
+    if dataset.query and (lost := len(dataset.query) - _answerable(dataset)):
+        yield f"{lost} of {len(dataset.query)} queries have no match in another camera."
+    if shared := len(images_of.keys() & {record.pid for record in dataset.query}):
+        yield f"{shared} identities are both trained on and asked for: figures will flatter."
+
+
+def _cross_camera(records: Sequence[ImageRecord]) -> bool:
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for record in records:
+        cameras[record.pid].add(record.camid)
+    return any(len(seen) > 1 for seen in cameras.values())
+
+
+def _answerable(dataset: Dataset) -> int:
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for record in dataset.gallery:
+        cameras[record.pid].add(record.camid)
+    return sum(bool(cameras.get(query.pid, set()) - {query.camid}) for query in dataset.query)
+
+
+def _records(dataset: Dataset, split: Split) -> tuple[ImageRecord, ...]:
+    return {"train": dataset.train, "query": dataset.query, "gallery": dataset.gallery}[split]
+
+
+def _count(records: Sequence[ImageRecord]) -> SplitCount:
+    return SplitCount(
+        images=len(records),
+        identities=len({record.pid for record in records} - {-1, 0}),
+        cameras=len({record.camid for record in records}),
+    )
+
+
+def _decode_all(
+    dataset: Dataset, tell: Callable[[int, int], None]
+) -> tuple[list[tuple[int, int]], tuple[Unreadable, ...]]:
+    paths = sorted({r.path for split in SPLITS for r in _records(dataset, split)})
+    sizes: list[tuple[int, int]] = []
+    unreadable: list[Unreadable] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, result in enumerate(pool.map(_size_of, paths), start=1):
+            if isinstance(result, Unreadable):
+                unreadable.append(result)
+            else:
+                sizes.append(result)
+            tell(done, len(paths))
+    return sizes, tuple(unreadable)
+
+
+def _size_of(path: Path) -> tuple[int, int] | Unreadable:
+    try:
+        return decode(path).size
+    except DatasetError as error:
+        return Unreadable(path=path, why=error.why)
