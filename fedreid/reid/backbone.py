@@ -155,7 +155,7 @@ def initialise(backbone: ReIDBackbone, seed: int) -> None:
 def shared_tensors(backbone: ReIDBackbone) -> dict[str, FloatArray]:
     """Every parameter and BatchNorm statistic by name, as float32 on the CPU (copies)."""
     return {
-        name: np.array(tensor.detach().cpu().contiguous(), dtype=np.float32)
+        name: tensor.detach().cpu().to(torch.float32).contiguous().numpy().copy()
         for name, tensor in backbone.state_dict().items()
         if not name.endswith(COUNTERS)
     }

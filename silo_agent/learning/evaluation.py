@@ -35,7 +35,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestSet:
+class QueryGallery:
     """The silo's query and gallery."""
 
     query: Labelled
@@ -44,7 +44,7 @@ class TestSet:
 
 def measure(
     backbone: ReIDBackbone,
-    test: TestSet,
+    test: QueryGallery,
     model: ModelKind,
     *,
     device: torch.device,

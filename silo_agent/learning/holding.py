@@ -15,7 +15,7 @@ from fedreid.datasets.layouts import Dataset, load
 from fedreid.errors import DatasetError
 from fedreid.plan import BackbonePlan
 from fedreid.reid.transforms import ImageStore
-from silo_agent.learning.evaluation import Labelled, TestSet
+from silo_agent.learning.evaluation import Labelled, QueryGallery
 from silo_agent.learning.jobs import Silo
 from silo_agent.learning.training import TrainingImages
 
@@ -29,7 +29,7 @@ class SiloData:
     identities: tuple[int, ...]
     """Sorted; the place of an identity is its row in the classifier."""
     train: TrainingImages
-    test: TestSet
+    test: QueryGallery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ def _silo_data(dataset: Dataset, backbone: BackbonePlan) -> SiloData:
             images=ImageStore([record.path for record in dataset.train], **size),
             labels=np.array([row_of[record.pid] for record in dataset.train], dtype=np.int64),
         ),
-        test=TestSet(
+        test=QueryGallery(
             query=Labelled.of(dataset.query, **size),
             gallery=Labelled.of(dataset.gallery, **size),
         ),

@@ -118,9 +118,14 @@ def _step(
     optimiser.step()
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise JobFailed(
-            "Training has diverged: the loss is not finite",
-            why="the learning rate is too high for this backbone and data",
-            next_step="Lower learning_rate and backbone_learning_rate in the plan.",
-        )
+        raise diverged("the loss")
     return value
+
+
+def diverged(what: str) -> JobFailed:
+    """The error of a training whose ``what`` is not finite."""
+    return JobFailed(
+        f"Training has diverged: {what} is not finite",
+        why="the learning rate is too high for this backbone, batch size and data",
+        next_step="Lower learning_rate and backbone_learning_rate in the plan.",
+    )

@@ -7,16 +7,14 @@ Letters: N probe images, C identities of the silo.
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedreid.limits import DISTANCE_RANGE
 from fedreid.reid.features import EVALUATION_BATCH
 from fedreid.reid.transforms import ImageStore, normalise
+from fedreid.wire.tensors import FloatArray
 from silo_agent.learning.sampling import IndexArray
-from silo_agent.learning.training import Learner
-
-FloatArray = npt.NDArray[np.float32]
+from silo_agent.learning.training import Learner, diverged
 
 _TINY = 1e-12
 """Stands in for the product of norms where a model's logits are all zero: the cosine is 0."""
@@ -31,7 +29,12 @@ def draw_probe(num_images: int, *, batches: int, batch_size: int, seed: int) -> 
 def probe_logits(
     learner: Learner, images: ImageStore, probe_N: IndexArray, *, device: torch.device
 ) -> FloatArray:
-    """logits_NC of the probe's images in evaluation form; leaves the learner in eval mode."""
+    """logits_NC of the probe's images in evaluation form; leaves the learner in eval mode.
+
+    Raises:
+        DatasetError: an image can't be read.
+        JobFailed: a logit is not finite. (The loss can still be: it saw batch statistics.)
+    """
     learner.backbone.eval()
     learner.classifier.eval()
     blocks = []
@@ -39,7 +42,10 @@ def probe_logits(
         for start in range(0, len(probe_N), EVALUATION_BATCH):
             pixels_NCHW = images.batch(probe_N[start : start + EVALUATION_BATCH])
             blocks.append(learner.logits(normalise(pixels_NCHW, device)).cpu().numpy())
-    return np.concatenate(blocks)
+    logits_NC = np.concatenate(blocks)
+    if not np.isfinite(logits_NC).all():
+        raise diverged("the classifier's output")
+    return logits_NC
 
 
 def cosine_distance(before_NC: FloatArray, after_NC: FloatArray) -> float:

@@ -16,6 +16,7 @@ from fedreid.datasets.synthetic.cloth import Floats
 
 SEQUENCES = 3  # times of day at which a camera recorded
 LUMA_3 = np.array((0.30, 0.59, 0.11))
+GROUND_SATURATION = 0.5  # vivid walls would tell cameras apart better than clothes tell people
 
 # How far cameras stray. Chosen so that raw colour misleads across cameras while a net that has seen
 # them can undo it; `tests/fedreid/datasets/test_synthetic.py` holds the effect in place.
@@ -66,7 +67,7 @@ def draw_camera(
     rng: np.random.Generator, climate: Climate, number: int, *, colour_shift: bool
 ) -> Camera:
     """A camera of a place. Without the shift the draws are the same and the response neutral."""
-    walls = np.array(climate.wall)
+    walls, floors = _paled(np.array(climate.wall)), _paled(np.array(climate.floor))
     responses = _draw_responses(rng)
     if not colour_shift:
         neutral = Response(
@@ -84,7 +85,7 @@ def draw_camera(
         floor_tile_m=float(rng.choice((0.0, 0.3, 0.45, 0.8, 1.6))),
         floor_angle=float(rng.uniform(0.0, 0.5 * np.pi)),
         wall_cell_m=(float(rng.uniform(0.35, 2.2)), float(rng.uniform(0.3, 2.4))),
-        floor_3=np.array(climate.floor[int(rng.integers(len(climate.floor)))]),
+        floor_3=floors[int(rng.integers(len(floors)))],
         walls_C3=walls[rng.permutation(len(walls))[:3]] * rng.uniform(0.7, 1.1, (3, 1)),
         texture_HW=_smooth_noise(rng),
         responses=responses,
@@ -117,6 +118,12 @@ def develop(linear_HW3: Floats, camera: Camera, sequence: int, rng: np.random.Ge
     stream = BytesIO()
     image.save(stream, "JPEG", quality=camera.quality)
     return stream.getvalue()
+
+
+def _paled(colours_C3: Floats) -> Floats:
+    grey_C1 = (colours_C3 @ LUMA_3)[:, None]
+    paled: Floats = GROUND_SATURATION * colours_C3 + (1.0 - GROUND_SATURATION) * grey_C1
+    return paled
 
 
 def _draw_responses(rng: np.random.Generator) -> tuple[Response, ...]:

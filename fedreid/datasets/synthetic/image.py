@@ -17,6 +17,7 @@ from fedreid.datasets.synthetic.raster import Light, View, draw_parts, extent
 from fedreid.datasets.synthetic.scene import (
     backdrop,
     cast_shadow,
+    draw_spot,
     lay_over,
     occlude,
     scene_light,
@@ -48,7 +49,7 @@ def draw_image(spec: SyntheticSpec, shot: Shot) -> bytes:
     away = np.pi if of_pass.random() < 0.5 else 0.0
     yaw = camera.heading + away + float(of_pass.normal(0.0, 0.25) + rng.normal(0.0, 0.15))
     phase = float(of_pass.uniform(0.0, 2 * np.pi)) + STEP_PHASE * shot.index
-    spot = (float(of_pass.uniform(-20, 20)) + 0.8 * shot.index, float(of_pass.uniform(0, 20)))
+    spot = draw_spot(of_pass, camera).after(shot.index)
     parts = body_parts(who, draw_pose(rng, phase))
     view = _framed(
         parts_extent=extent(parts, _straight(camera, yaw)),

@@ -7,6 +7,7 @@ shadows lie in the perspective of the person. Letters: H W pixels, P points, 3 s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +16,33 @@ from fedreid.datasets.synthetic.camera import Camera
 from fedreid.datasets.synthetic.climate import Climate
 from fedreid.datasets.synthetic.cloth import Floats
 from fedreid.datasets.synthetic.raster import Layer, Light, View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """Where in front of a camera a person is: place on the floor, distance to the wall behind, and
+    how bright floor and wall are just there."""
+
+    across_m: float
+    along_m: float
+    wall_m: float
+    floor_bright: float
+    wall_bright: float
+
+    def after(self, steps: int) -> Spot:
+        """The spot some steps later."""
+        return replace(self, across_m=self.across_m + 0.8 * steps)
+
+
+def draw_spot(rng: np.random.Generator, camera: Camera) -> Spot:
+    """A spot that a person passes. Spots of one camera differ, lest the ground alone name it."""
+    return Spot(
+        across_m=float(rng.uniform(-20.0, 20.0)),
+        along_m=float(rng.uniform(0.0, 20.0)),
+        wall_m=camera.wall_m * float(rng.uniform(0.6, 1.6)),
+        floor_bright=float(rng.uniform(0.7, 1.3)),
+        wall_bright=float(rng.uniform(0.7, 1.3)),
+    )
 
 
 def scene_light(climate: Climate, camera: Camera) -> Light:
@@ -38,23 +66,24 @@ def scene_light(climate: Climate, camera: Camera) -> Light:
 
 
 def backdrop(
-    camera: Camera, view: View, spot: tuple[float, float], height: int, width: int
+    camera: Camera, view: View, spot: Spot, height: int, width: int
 ) -> tuple[Floats, Floats]:
     """Colour behind the person, HW3, and the share of each pixel that is floor, HW.
-
-    `spot` is where on the floor the person stands, in metres.
     """
     x = (np.arange(width, dtype=np.float32) - view.foot_column) / view.px_per_m
     y = (view.foot_row - np.arange(height, dtype=np.float32)) / view.px_per_m
     behind_H = y / np.float32(np.sin(view.pitch))
-    high_H = (y - camera.wall_m * np.sin(view.pitch)) / np.cos(view.pitch)
+    high_H = (y - spot.wall_m * np.sin(view.pitch)) / np.cos(view.pitch)
     # Things farther away are seen smaller, so a pixel spans more of them.
-    spread_H = 1.0 + np.clip(behind_H, -2.0, camera.wall_m) / view.distance_m
-    x_HW = x * spread_H[:, None] + spot[0]
-    floor_HW3 = _floor(camera, x_HW, np.broadcast_to(behind_H[:, None] + spot[1], x_HW.shape))
+    spread_H = 1.0 + np.clip(behind_H, -2.0, spot.wall_m) / view.distance_m
+    x_HW = x * spread_H[:, None] + spot.across_m
+    floor_HW3 = _floor(camera, x_HW, np.broadcast_to(behind_H[:, None] + spot.along_m, x_HW.shape))
     wall_HW3 = _wall(camera, x_HW, np.broadcast_to(high_H[:, None], x_HW.shape))
     is_floor_HW = np.broadcast_to((high_H < 0.0)[:, None], x_HW.shape).astype(np.float32)
-    return np.where(is_floor_HW[..., None] > 0.5, floor_HW3, wall_HW3), is_floor_HW
+    scene_HW3 = np.where(
+        is_floor_HW[..., None] > 0.5, spot.floor_bright * floor_HW3, spot.wall_bright * wall_HW3
+    )
+    return scene_HW3, is_floor_HW
 
 
 def _texture(camera: Camera, x_HW: Floats, y_HW: Floats, cells_per_m: float) -> Floats:

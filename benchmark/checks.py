@@ -1,0 +1,95 @@
+"""Do a run's numbers hold what the federation promises its silos?
+
+All three promises are judged by rank-1, the headline of the published work, after the last round.
+What was not measured is not met, and a model that finds nobody meets nothing.
+"""
+
+from statistics import fmean
+
+import msgspec
+
+from benchmark.results import Check, Comparison, Evidence, ModelKind, Results
+
+Ratio = float | None
+
+LEARNT_FACTOR = 1.5
+"""The global model must find this many times what the untrained one finds."""
+
+_ROUNDING = 1e-9
+"""1.5 times 0.2 is a little more than 0.3 in binary."""
+
+SMALLEST = 2
+"""So many silos, the ones with the fewest images, must gain from the global model."""
+
+
+def judged(results: Results) -> Results:
+    """The same results with the checks computed from them."""
+    checks = (_learns(results), _helps_the_smallest(results), _costs_nothing(results))
+    return msgspec.structs.replace(results, checks=checks)
+
+
+def _learns(results: Results) -> Check:
+    figures = []
+    for silo in results.largest_first:
+        start = _rank1(results, silo, "untrained")
+        bound = None if start is None else LEARNT_FACTOR * start
+        figures.append((silo, _rank1(results, silo, "global"), bound))
+    return _check(
+        "learns",
+        f"The global model finds at least {LEARNT_FACTOR} times what the untrained one finds, "
+        "on every silo.",
+        "≥",
+        figures,
+    )
+
+
+def _helps_the_smallest(results: Results) -> Check:
+    return _check(
+        "helps-the-smallest",
+        "On the two silos with the fewest images the global model beats what each could train "
+        "alone.",
+        ">",
+        [
+            (silo, _rank1(results, silo, "global"), _rank1(results, silo, "standalone"))
+            for silo in results.largest_first[-SMALLEST:]
+        ],
+    )
+
+
+def _costs_nothing(results: Results) -> Check:
+    return _check(
+        "costs-nothing",
+        "Local models trained in the federation are on average at least as good as models "
+        "trained alone.",
+        "≥",
+        [("mean of all silos", _mean(results, "local"), _mean(results, "standalone"))],
+    )
+
+
+def _rank1(results: Results, silo: str, model: ModelKind) -> float | None:
+    accuracy = results.silos[silo].accuracy(model)
+    return None if accuracy is None else accuracy.rank1
+
+
+def _mean(results: Results, model: ModelKind) -> float | None:
+    values = [_rank1(results, silo, model) for silo in sorted(results.silos)]
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _check(
+    name: str, claim: str, comparison: Comparison, figures: list[tuple[str, Ratio, Ratio]]
+) -> Check:
+    """Compare each labelled value with its bound; all must hold, and there must be some."""
+    evidence = tuple(
+        Evidence(label=label, value=value, bound=bound, met=_holds(value, comparison, bound))
+        for label, value, bound in figures
+    )
+    met = bool(evidence) and all(one.met for one in evidence)
+    return Check(name=name, claim=claim, comparison=comparison, met=met, evidence=evidence)
+
+
+def _holds(value: Ratio, comparison: Comparison, bound: Ratio) -> bool:
+    if value is None or bound is None or value <= 0.0:
+        return False
+    return value > bound if comparison == ">" else value >= bound - _ROUNDING

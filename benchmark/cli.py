@@ -1,0 +1,85 @@
+"""The commands for whole federations on one machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from fedreid import launch
+from fedreid.console import err, run_app, say
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Whole federations on one machine: generated silos, the demo, reports.",
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for silos, models and report.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of images and training.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Rounds; 0 = as the plan says.")] = 0,
+) -> None:
+    """Run a real federation of four generated silos and write a report."""
+    launch.prepare()
+    from benchmark.demo import run_demo
+
+    run_demo(out, seed=seed, rounds=rounds)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="New folder for the silos.")],
+    silos: Annotated[int, typer.Option(help="How many silos.")] = 4,
+    unit_identities: Annotated[int, typer.Option(help="Identities per unit of size.")] = 15,
+    test_identities: Annotated[int, typer.Option(help="Identities in each test set.")] = 48,
+    public_images: Annotated[int, typer.Option(help="Unlabelled public images.")] = 400,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    colour_shift: Annotated[bool, typer.Option(help="Cameras differ in colours.")] = True,
+) -> None:
+    """Render silos of procedural pedestrians in Market-1501 naming."""
+    from fedreid.datasets.synthetic import SyntheticSpec, render
+
+    spec = SyntheticSpec(
+        silos=silos,
+        unit_identities=unit_identities,
+        test_identities=test_identities,
+        public_images=public_images,
+        seed=seed,
+        colour_shift=colour_shift,
+    )
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("rendering", total=None)
+        made = render(
+            out,
+            spec,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    say(
+        f"made {made.images} images of {silos} silos in {out} at "
+        f"{made.images / made.seconds:.0f} images/s"
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+) -> None:
+    """Draw report.html again from a run's report.json."""
+    from benchmark.report import DATA_NAME, write_report
+    from benchmark.results import read
+
+    page = write_report(read(run / DATA_NAME), run)
+    say(f"wrote {page}")
+
+
+def main() -> None:
+    """The console script ``fedreid-bench``."""
+    run_app(app)

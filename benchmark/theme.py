@@ -1,0 +1,150 @@
+"""How do the report's pictures look, on a light page and on a dark one?
+
+Series colours keep their order and stay apart for colour-blind readers; text, grid and ground are
+those of the page's style sheet.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedreid.files import write_bytes
+
+DOTS_PER_INCH = 200
+"""Twice the density of the page, so that pictures stay crisp on good screens."""
+
+WIDTH_INCHES = 9.6
+
+_TICKS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theme:
+    """Colours of one mode."""
+
+    suffix: str
+    """Goes into file names: ``accuracy.png``, ``accuracy-dark.png``."""
+    surface: str
+    ink: str
+    muted: str
+    grid: str
+    good: str
+    bad: str
+    series: tuple[str, ...]
+
+
+LIGHT = Theme(
+    suffix="",
+    surface="#ffffff",
+    ink="#1c1c1a",
+    muted="#6a6963",
+    grid="#e7e6e1",
+    good="#0b7a3b",
+    bad="#c62f2f",
+    series=(
+        "#2a78d6",
+        "#e0602a",
+        "#149c6c",
+        "#c98a00",
+        "#c0569a",
+        "#4a3aa7",
+        "#5d8a00",
+        "#8a5a44",
+    ),
+)
+DARK = Theme(
+    suffix="-dark",
+    surface="#1e1f22",
+    ink="#f1f0ec",
+    muted="#a3a29b",
+    grid="#3a3b3f",
+    good="#3ecf7f",
+    bad="#ff6b62",
+    series=(
+        "#5aa2f2",
+        "#f2834f",
+        "#2fc18c",
+        "#e0ac2f",
+        "#e283bd",
+        "#9c8ff0",
+        "#9bc53d",
+        "#c39a83",
+    ),
+)
+THEMES = (LIGHT, DARK)
+
+
+@contextmanager
+def styled(theme: Theme) -> Iterator[None]:
+    """Within the block matplotlib draws in the theme."""
+    settings: Any = {
+        "axes.edgecolor": theme.grid,
+        "axes.facecolor": theme.surface,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "axes.labelcolor": theme.muted,
+        "axes.spines.left": False,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlecolor": theme.ink,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.ymargin": 0.09,
+        "figure.facecolor": theme.surface,
+        "font.size": 9,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.8,
+        "legend.frameon": False,
+        "legend.labelcolor": theme.ink,
+        "lines.linewidth": 2.0,
+        "lines.solid_capstyle": "round",
+        "savefig.facecolor": theme.surface,
+        "text.color": theme.ink,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def line_style(index: int, theme: Theme) -> dict[str, Any]:
+    """Colour of a series; past the last colour they begin again with dashes."""
+    style = ("-", (0, (4, 2)), (0, (1, 1.5)))[index // len(theme.series) % 3]
+    return {"color": theme.series[index % len(theme.series)], "linestyle": style}
+
+
+def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
+    """One legend for the whole figure, in a row above it."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6)
+
+
+def round_ticks(axes: Axes, numbers: Sequence[int], *, margin: float = 0.3) -> None:
+    """Whole rounds on the horizontal axis, and at least ``margin`` rounds beside them."""
+    if len(numbers) <= _TICKS:
+        axes.set_xticks(numbers)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(_TICKS, integer=True, steps=[1, 2, 5, 10]))
+    margin = max(margin, 0.02 * (numbers[-1] - numbers[0]))
+    axes.set_xlim(numbers[0] - margin, numbers[-1] + margin)
+    axes.set_xlabel("round")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Durably write the figure as PNG."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    write_bytes(path, buffer.getvalue())
+    return path
