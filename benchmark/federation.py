@@ -34,7 +34,8 @@ class Program:
     def __init__(
         self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        self._arguments = [sys.executable, "-m", *arguments]
+        self.arguments = tuple(arguments)
+        """Module and arguments of the next start."""
         self._log = log
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,7 +57,7 @@ class Program:
         self._log_at_start = len(self.log)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._arguments,
+                [sys.executable, "-m", *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -108,7 +109,7 @@ class LocalFederation:
         self.silos = dict(silos)
         self._federation = federation
         self.data = root / "coordinator"
-        self.coordinator = self._serving("127.0.0.1:0")
+        self.coordinator = Program(self._serving("127.0.0.1:0"), root / "coordinator.log")
         self.agents: dict[str, Program] = {}
 
     def __enter__(self) -> Self:
@@ -132,10 +133,7 @@ class LocalFederation:
         self.coordinator.start()
         self._wait_for_coordinator()
         # From now on the same port, so that agents find a restarted coordinator again.
-        self.coordinator.stop()
-        self.coordinator = self._serving(f"127.0.0.1:{self.endpoint.rpartition(':')[2]}")
-        self.coordinator.start()
-        self._wait_for_coordinator()
+        self.coordinator.arguments = self._serving(Folders(self.data).endpoint.read_text().strip())
 
     @property
     def endpoint(self) -> str:
@@ -148,20 +146,35 @@ class LocalFederation:
         self.coordinator.start()
         self._wait_for_coordinator()
 
-    def join(self, silo: str, *, extra: Sequence[str] = ()) -> Program:
-        """Mint a token for a silo and start its agent with it."""
-        token = self.root / f"{silo}.token"
+    def token(self, silo: str) -> Path:
+        """A file with a fresh join token for a silo."""
+        path = self.root / f"{silo}.token"
         self.command(
             "coordinator", "token", "create", "--data", str(self.data), "--silo", silo,
-            "--out", str(token),
+            "--out", str(path),
         )  # fmt: skip
-        arguments = (
-            "silo_agent", "join", "--coordinator", self.endpoint, "--token-file", str(token),
-            "--dataset", str(self.silos[silo]), "--data", str(self.agent_data(silo)), *extra,
+        return path
+
+    def join_arguments(self, silo: str) -> tuple[str, ...]:
+        """The command by which a silo joins, with a fresh token."""
+        return (
+            "silo_agent", "join", "--coordinator", self.endpoint,
+            "--token-file", str(self.token(silo)), "--dataset", str(self.silos[silo]),
+            "--data", str(self.agent_data(silo)),
         )  # fmt: skip
-        self.agents[silo] = Program(arguments, self.root / f"{silo}.log")
-        self.agents[silo].start()
-        return self.agents[silo]
+
+    def join(self, silo: str) -> Program:
+        """Start a silo's agent with a fresh token."""
+        return self._start_agent(silo, self.join_arguments(silo))
+
+    def join_without_training(self, silo: str) -> Program:
+        """Start an agent that moves real tensors but trains nothing: the null round."""
+        self.command(*self.join_arguments(silo), "--enrol-only")
+        return self.start_null_agent(silo)
+
+    def start_null_agent(self, silo: str) -> Program:
+        """Start the null agent of a silo that has enrolled."""
+        return self._start_agent(silo, ("benchmark.null_agent", str(self.agent_data(silo))))
 
     def agent_data(self, silo: str) -> Path:
         """The data folder of a silo's agent."""
@@ -225,13 +238,15 @@ class LocalFederation:
             raise RunError(f"{' '.join(arguments[:3])} failed", why=done.stderr.strip()[-2000:])
         return done.stdout
 
-    def _serving(self, listen: str) -> Program:
-        return Program(
-            (
-                "coordinator", "serve", "--data", str(self.data), "--listen", listen,
-                "--metrics", "127.0.0.1:0",
-            ),
-            self.root / "coordinator.log",
+    def _start_agent(self, silo: str, arguments: Sequence[str]) -> Program:
+        self.agents[silo] = Program(arguments, self.root / f"{silo}.log")
+        self.agents[silo].start()
+        return self.agents[silo]
+
+    def _serving(self, listen: str) -> tuple[str, ...]:
+        return (
+            "coordinator", "serve", "--data", str(self.data), "--listen", listen,
+            "--metrics", "127.0.0.1:0",
         )  # fmt: skip
 
     def _wait_for_coordinator(self) -> None:

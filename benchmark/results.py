@@ -57,12 +57,12 @@ class SiloResult(Record, frozen=True, kw_only=True, rename={"global_": "global"}
 
     @property
     def best(self) -> ModelKind | None:
-        """The model to deploy: highest rank-1, then mAP; a tie goes to the cheaper one to have."""
+        """The model to deploy: highest mAP, then rank-1; a tie goes to the cheaper one to have."""
         measured = [(kind, self.accuracy(kind)) for kind in DEPLOYABLE]
         found = [(kind, accuracy) for kind, accuracy in measured if accuracy is not None]
         if not found:
             return None
-        return max(found, key=lambda pair: (pair[1].rank1, pair[1].map))[0]
+        return max(found, key=lambda pair: (pair[1].map, pair[1].rank1))[0]
 
 
 class RoundResult(Record, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ def summary_table(results: Results) -> Table:
     """Rank-1 and mAP of every silo's models; the one to deploy is marked."""
     table = Table(
         title=f"{results.federation}: rank-1 / mAP on each silo's own test set, in %",
-        caption=f"{BEST_MARK} the model to deploy: highest rank-1, then mAP",
+        caption=f"{BEST_MARK} the model to deploy: highest mAP, then rank-1",
         title_justify="left",
         caption_justify="left",
     )

@@ -86,3 +86,6 @@ MODELS_KEPT = 20
 
 JOB_RETRY_S = 5.0
 """Pause before a failed job of a round is tried again."""
+
+JOB_ATTEMPTS = 3
+"""A job that fails this often by itself, such as a diverging distillation, ends its round."""

@@ -253,7 +253,7 @@ class Participant:
         )
         async with self._heartbeats(stub, "", 0):
             report = await self._worker.run(job, EvaluateReport, self._note_progress)
-        await self._report(stub, task.run, 0, task.round, report.evaluations)
+        await self._send_figures(stub, task.run, task.round, report.evaluations)
 
     async def _report(
         self,
@@ -268,15 +268,25 @@ class Participant:
             (published_round, ("global",)),
             (trained_round, ("local", "standalone")),
         ):
-            wanted = [result for result in results if result.model in kinds]
+            wanted = tuple(result for result in results if result.model in kinds)
             if wanted:
-                request = pb.ReportEvaluationRequest(
-                    run=run,
-                    round=number,
-                    evaluations=[evaluation_to_wire(result) for result in wanted],
-                )
-                with calling(self._config.coordinator):
-                    await stub.ReportEvaluation(request, timeout=CALL_S)
+                await self._send_figures(stub, run, number, wanted)
+
+    async def _send_figures(
+        self,
+        stub: "FederationAsyncStub",
+        run: str,
+        number: int,
+        results: tuple[EvaluationResult, ...],
+    ) -> None:
+        """Send figures; none is an answer too, where no query of the silo has a match."""
+        request = pb.ReportEvaluationRequest(
+            run=run,
+            round=number,
+            evaluations=[evaluation_to_wire(result) for result in results],
+        )
+        with calling(self._config.coordinator):
+            await stub.ReportEvaluation(request, timeout=CALL_S)
 
     @contextlib.asynccontextmanager
     async def _heartbeats(

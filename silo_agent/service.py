@@ -8,32 +8,32 @@ from fedreid.clock import SystemClock
 from fedreid.errors import ConnectionFailed, JobFailed
 from fedreid.files import held_alone
 from fedreid.jobs import Worker
+from fedreid.limits import JOB_ATTEMPTS
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from silo_agent.config import Folders, load_config, load_membership
 from silo_agent.rounds import Participant
 from silo_agent.trust.channel import connected, pauses_s
 
-_WORKER = "silo_agent.learning.worker"
-_JOB_ATTEMPTS = 3
+TRAINER = "silo_agent.learning.worker"
 
 
-def run(folders: Folders, say: Callable[[str], None]) -> None:
-    """Take part until SIGTERM or SIGINT.
+def run(folders: Folders, say: Callable[[str], None], *, trainer: str = TRAINER) -> None:
+    """Take part until SIGTERM or SIGINT; ``trainer`` is the module of the training process.
 
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
     with held_alone(folders.root, by="agent"):
-        asyncio.run(_run_until_signal(folders, say))
+        asyncio.run(_run_until_signal(folders, say, trainer))
     say("stopped; everything is kept, start again to go on")
 
 
-async def _run_until_signal(folders: Folders, say: Callable[[str], None]) -> None:
+async def _run_until_signal(folders: Folders, say: Callable[[str], None], trainer: str) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    worker = Worker(_WORKER)
+    worker = Worker(trainer)
     taking_part = asyncio.create_task(_take_part_for_ever(folders, worker, say))
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -67,7 +67,7 @@ async def _take_part_for_ever(folders: Folders, worker: Worker, say: Callable[[s
             say(f"{error} Trying again.")
         except JobFailed as error:
             failed_jobs += 1
-            if failed_jobs >= _JOB_ATTEMPTS:
+            if failed_jobs >= JOB_ATTEMPTS:
                 raise
             say(str(error))
         if asyncio.get_running_loop().time() - began_s > 60:

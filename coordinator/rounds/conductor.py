@@ -28,9 +28,9 @@ from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import Registry
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
-from fedreid.errors import FedreidError, RunError
+from fedreid.errors import FedreidError, JobFailed, RunError
 from fedreid.files import remove_folder
-from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_RETRY_S
+from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_ATTEMPTS, JOB_RETRY_S
 from fedreid.names import Digest, SiloName, check_label
 from fedreid.plan import Plan, parse_plan
 from fedreid.work import off_loop
@@ -64,6 +64,7 @@ class Conductor:
         self._changed = asyncio.Event()
         self._gathering_since_s = clock.monotonic_s()
         self._downloaded_bytes = 0
+        self._failed_jobs = 0
         self.activity = ""
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
@@ -191,9 +192,11 @@ class Conductor:
             EvaluationRow(run=run, round=number, silo=silo, result=result) for result in results
         ]
         await off_loop(self._journal.save_evaluations, rows)
-        for row in rows:
-            if self.run is not None and row.run == self.run.name:
+        if self.run is not None and run == self.run.name:
+            for row in rows:
                 self._remember_evaluation(row)
+            if not rows:  # the silo has no query with a match: there is nothing to wait for
+                self._evaluated.add((number, silo))
         self._notify()
 
     def awaited_evaluations(self) -> list[str]:
@@ -308,11 +311,22 @@ class Conductor:
             await self.apply(TimePassed(), seen=state)
             return
         except FedreidError as error:
-            self.activity = f"{state.phase} failed and is tried again: {error}"
-            await asyncio.sleep(min(JOB_RETRY_S, max(left_s, 0.0)))
-            await self.apply(TimePassed(problem=str(error)), seen=state)
+            await self._phase_failed(state, error, left_s)
             return
+        self._failed_jobs = 0
         await self.apply(event, seen=state)
+
+    async def _phase_failed(self, state: RoundState, error: FedreidError, left_s: float) -> None:
+        """Try again later what people can mend; give up what fails again by itself."""
+        if isinstance(error, JobFailed):
+            self._failed_jobs += 1
+            if self._failed_jobs >= JOB_ATTEMPTS:
+                self._failed_jobs = 0
+                await self.apply(Abandoned(reason=f"{state.phase} failed: {error}"), seen=state)
+                return
+        self.activity = f"{state.phase} failed and is tried again: {error}"
+        await asyncio.sleep(min(JOB_RETRY_S, max(left_s, 0.0)))
+        await self.apply(TimePassed(problem=str(error)), seen=state)
 
     async def _publish(self, state: RoundState) -> None:
         """Place the model, then commit release and end of the round together."""

@@ -161,7 +161,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abandoned:
-    """The round is given up: the run was stopped."""
+    """The round is given up: the run was stopped, or a phase can't be done."""
 
     reason: str
 

@@ -71,6 +71,10 @@ def failure_of(failed: grpc.RpcError, address: str) -> FedreidError:
 
 def _likely_cause(message: str) -> str:
     lowered = message.lower()
+    if "internal error from core" in lowered:
+        # gRPC's client says so when a stream is refused while it still writes: the status with
+        # the reason may come too late to be seen.
+        return "it ended the stream before everything was sent"
     if "certificate_verify_failed" in lowered or "certificate verify failed" in lowered:
         return (
             "its certificate was not issued by this federation's authority: another federation "

@@ -1,0 +1,1 @@
+"""Whole federations: real processes, real mTLS, on loopback."""

@@ -1,0 +1,95 @@
+"""Rounds without learning: policies, encodings, footprints."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmark.federation import LocalFederation
+from fedreid.v1 import admin_pb2
+from tests.federation.conftest import Founding, write_plan
+from tests.federation.test_learning import finished
+
+pytestmark = pytest.mark.timeout(300)
+_RUN_S = 180.0
+_SERVICE_LIMIT_MB = 250
+_AGENT_LIMIT_MODELS = 2.5
+
+
+def peak_mb(pid: int) -> float:
+    """Largest resident memory that a process ever had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def run_null(local: LocalFederation, plan: Path) -> list[admin_pb2.RoundSummary]:
+    """Run a plan with null agents; its rounds."""
+    local.start_run(plan)
+    for silo in local.silos:
+        local.join_without_training(silo)
+    local.wait_until(finished, timeout_s=_RUN_S)
+    with local.admin() as admin:
+        return list(admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds)
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform", "blend"])
+def test_weights_follow_the_plan(found: Founding, tmp_path: Path, weighting: str) -> None:
+    plan = write_plan(tmp_path / "plan.toml", aggregation={"weighting": weighting})
+    rounds = run_null(found(), plan)
+    for state in rounds:
+        weights = [part.weight for part in state.participants]
+        distances = [part.report.cosine_distance for part in state.participants]
+        if weighting == "blend":  # both have 100 images, so the distances decide
+            assert weights[0] == pytest.approx(distances[0] / sum(distances))
+        else:
+            assert weights == pytest.approx([0.5, 0.5])
+
+
+def test_bf16_halves_the_bytes_both_ways(found: Founding, tmp_path: Path) -> None:
+    exact = run_null(found("exact"), write_plan(tmp_path / "a.toml", rounds=1))
+    half = run_null(
+        found("half"),
+        write_plan(tmp_path / "b.toml", rounds=1, wire={"upload": "bf16", "download": "bf16"}),
+    )
+    assert half[0].upload_bytes < 0.51 * exact[0].upload_bytes
+    assert half[0].download_bytes < 0.51 * exact[0].download_bytes
+
+
+def test_under_bn_local_a_policy_keeps_batchnorm_at_home(found: Founding, tmp_path: Path) -> None:
+    local = found()
+    private, open_ = local.silos
+    local.start_run(write_plan(tmp_path / "plan.toml", rounds=1, aggregation={"bn": "local"}))
+    local.command(*local.join_arguments(private), "--enrol-only")
+    config = local.agent_data(private) / "agent.toml"
+    text = config.read_text().replace("batchnorm_statistics = true", "batchnorm_statistics = false")
+    config.write_text(text)
+    local.start_null_agent(private)
+    local.join_without_training(open_)
+    local.wait_until(finished, timeout_s=_RUN_S)
+    with local.admin() as admin:
+        (state,) = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+    assert len(state.participants) == 2
+    assert state.phase == "published"
+
+
+def test_memory_stays_small_with_resnet50(found: Founding, tmp_path: Path) -> None:
+    local = found(silos=4)
+    plan = write_plan(
+        tmp_path / "plan.toml",
+        rounds=2,
+        backbone={"name": "resnet50", "height_px": 64, "width_px": 32},
+        quorum={"min_silos": 4, "deadline_s": 120.0, "phase_deadline_s": 60.0},
+    )
+    local.start_run(plan)
+    agents = [local.join_without_training(silo) for silo in local.silos]
+    local.wait_until(lambda run: run.rounds_published >= 1, timeout_s=_RUN_S)
+    floor_mb = min(peak_mb(agent.pid) for agent in agents)
+    local.wait_until(finished, timeout_s=_RUN_S)
+    with local.admin() as admin:
+        (newest, *_) = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+    model_mb = newest.upload_bytes / len(agents) / 2**20
+    assert model_mb > 90
+    assert peak_mb(local.coordinator.pid) < _SERVICE_LIMIT_MB
+    assert floor_mb < 120 + _AGENT_LIMIT_MODELS * model_mb
