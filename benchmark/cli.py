@@ -7,7 +7,7 @@ import typer
 from rich.progress import Progress
 
 from fedreid import launch
-from fedreid.console import err, run_app, say
+from fedreid.console import err, run_program, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,4 +82,4 @@ def report(
 
 def main() -> None:
     """The console script ``fedreid-bench``."""
-    run_app(app)
+    run_program(app)

@@ -172,6 +172,10 @@ class LocalFederation:
         self.command(*self.join_arguments(silo), "--enrol-only")
         return self.start_null_agent(silo)
 
+    def start_agent(self, silo: str) -> Program:
+        """Start the agent of a silo that has enrolled, or was stopped."""
+        return self._start_agent(silo, ("silo_agent", "run", "--data", str(self.agent_data(silo))))
+
     def start_null_agent(self, silo: str) -> Program:
         """Start the null agent of a silo that has enrolled."""
         return self._start_agent(silo, ("benchmark.null_agent", str(self.agent_data(silo))))

@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import out, print_json, print_table, run_app, say
+from fedreid.console import out, print_json, print_table, run_program, say
 from fedreid.errors import UsageError
 
 app = typer.Typer(
@@ -358,4 +358,4 @@ def _message(message: object) -> object:
 
 def main() -> None:
     """The console script ``coordinator``."""
-    run_app(app)
+    run_program(app)

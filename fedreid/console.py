@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -16,10 +15,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def run_app(app: typer.Typer) -> None:
+def run_program(program: Callable[[], None]) -> None:
     """Run a program; an error of our tree becomes a sentence and its exit code."""
     try:
-        app()
+        program()
     except FedreidError as error:
         tell_error(error)
         leave(error.exit_code)

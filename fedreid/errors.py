@@ -61,7 +61,8 @@ class FedreidError(Exception):
         super().__init__(what, why, next_step)
 
     def __str__(self) -> str:
-        sentences = [self.what, self.why, self.next_step]
+        head = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
+        sentences = [head, self.next_step]
         return " ".join(s if s.endswith((".", "?")) else s + "." for s in sentences if s)
 
 

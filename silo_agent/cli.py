@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import out, print_json, run_app, say
+from fedreid.console import out, print_json, run_program, say
 from fedreid.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -178,4 +178,4 @@ def _refuse_useless(dataset: Path, layout: str) -> None:
 
 def main() -> None:
     """The console script ``silo-agent``."""
-    run_app(app)
+    run_program(app)

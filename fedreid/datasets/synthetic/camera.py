@@ -3,6 +3,8 @@
 Letters: H W pixels, 3 colour. Colours are linear light until `develop`.
 """
 
+# ruff: noqa: N815  (shape letters stand in names, in fields too)
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,13 +22,13 @@ GROUND_SATURATION = 0.5  # vivid walls would tell cameras apart better than clot
 
 # How far cameras stray. Chosen so that raw colour misleads across cameras while a net that has seen
 # them can undo it; `tests/fedreid/datasets/test_synthetic.py` holds the effect in place.
-MOST_WARMTH = 0.26  # of the log of red against blue
-MOST_TINT = 0.1  # of the log of green against the others
-MOST_EXPOSURE = 0.3  # of the log
-MOST_HUE = 0.15  # radians about the grey axis
-SATURATIONS = (0.55, 1.15)
-SEQUENCE_SHARE = 0.7  # of warmth, tint and exposure, again for each time of day
-IMAGE_EXPOSURE_SPREAD = 0.1
+MOST_WARMTH = 0.22  # of the log of red against blue
+MOST_TINT = 0.08  # of the log of green against the others
+MOST_EXPOSURE = 0.25  # of the log
+MOST_HUE = 0.12  # radians about the grey axis
+SATURATIONS = (0.6, 1.15)
+SEQUENCE_SHARE = 0.85  # of warmth, tint and exposure, again for each time of day
+IMAGE_EXPOSURE_SPREAD = 0.12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +152,10 @@ def _draw_responses(rng: np.random.Generator) -> tuple[Response, ...]:
 
 
 def _gains(cast_3: Floats) -> Floats:
-    """Gains of the channels from warmth, tint and exposure. Light varies far more from warm to cold
-    than from green to magenta."""
+    """Gains of the channels from warmth, tint and exposure, each -1 to 1 and more.
+
+    Light varies far more from warm to cold than from green to magenta.
+    """
     warmth, tint = MOST_WARMTH * cast_3[0], MOST_TINT * cast_3[1]
     logs_3 = np.array((warmth - 0.5 * tint, tint, -warmth - 0.5 * tint))
     gains_3: Floats = np.exp(logs_3 + MOST_EXPOSURE * cast_3[2])

@@ -121,8 +121,8 @@ def _regions(
             uprights = np.abs(np.abs(around_N) - 0.6) < 0.1
             return None, bands | uprights
         case Pattern.FACE:  # the pitch is the height of the head
-            eyes = np.abs(np.abs(arc_N) - 0.14 * pitch_m) < 0.06 * pitch_m
-            eyes &= np.abs(along_N - 0.5 * pitch_m) < 0.05 * pitch_m
+            eyes = np.abs(np.abs(arc_N) - 0.14 * pitch_m) < 0.05 * pitch_m
+            eyes &= np.abs(along_N - 0.5 * pitch_m) < 0.04 * pitch_m
             return eyes, (along_N > 0.68 * pitch_m) & (np.abs(around_N) < 1.3)
         case _:
             return None, None

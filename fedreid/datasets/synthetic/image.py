@@ -7,12 +7,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedreid.datasets.synthetic.body import body_parts, draw_pose
+from fedreid.datasets.synthetic.body import body_parts
 from fedreid.datasets.synthetic.camera import Camera, develop, draw_camera
 from fedreid.datasets.synthetic.climate import CLIMATES, Climate
 from fedreid.datasets.synthetic.cloth import Floats
 from fedreid.datasets.synthetic.draws import generator
 from fedreid.datasets.synthetic.identity import Identity, draw_identity
+from fedreid.datasets.synthetic.pose import draw_pose
 from fedreid.datasets.synthetic.raster import Light, View, draw_parts, extent
 from fedreid.datasets.synthetic.scene import (
     backdrop,

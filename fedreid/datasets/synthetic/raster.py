@@ -8,6 +8,8 @@ Letters: H W pixels, T rings along a part, A angles about it, N visible samples,
 Camera frame: x right, y up, z towards the camera, metres, origin on the ground below the person.
 """
 
+# ruff: noqa: N815  (shape letters stand in names, in fields too)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -30,7 +32,10 @@ DEPTH_STEPS = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """Where the camera stands. `yaw` 0 sees the person's front; `pitch` is how far it looks down."""
+    """Where the camera stands: `yaw` 0 sees the person's front, `pitch` is how far it looks down.
+
+    The person's feet are at `foot_row` and `foot_column`, in pixels of the image.
+    """
 
     yaw: float
     pitch: float
@@ -163,11 +168,9 @@ def _splat(grid: _Grid, view: View, nearest: Indices, start: int, rows: int, col
     centre_T3 = grid.centre_T3.astype(np.float32)
 
     def coordinate(i: int) -> Floats:
-        return (
-            centre_T3[:, i, None]
-            + (side_T * np.float32(grid.side_3[i]))[:, None] * sine_A
-            + (depth_T * np.float32(grid.front_3[i]))[:, None] * cosine_A
-        ).ravel()
+        at_TA = centre_T3[:, i, None] + (side_T * np.float32(grid.side_3[i]))[:, None] * sine_A
+        at_TA += (depth_T * np.float32(grid.front_3[i]))[:, None] * cosine_A
+        return at_TA.ravel()
 
     towards_N = coordinate(2)
     zoom_N = np.float32(view.px_per_m * SUPERSAMPLING) / (
@@ -204,7 +207,8 @@ def _shade(grid: _Grid, sample_N: Indices, light: Light, folds: Floats) -> Float
     sun_N = np.maximum((normal_N3 * light.sun_3).sum(axis=1), 0.0)
     bright_N3 = up_N[:, None] * light.sky + (1.0 - up_N)[:, None] * light.ground
     bright_N3 += sun_N[:, None] * light.sun
-    return colour_N3 * bright_N3 * (1.0 + 0.07 * crease_N)[:, None]
+    lit_N3: Floats = colour_N3 * bright_N3 * (1.0 + 0.07 * crease_N)[:, None]
+    return lit_N3
 
 
 def _normals(
@@ -221,7 +225,8 @@ def _normals(
         + (ahead_N / length_N)[:, None] * grid.front_3
         - tilt_N[:, None] * grid.axis_3
     )
-    return normal_N3 / np.sqrt(1.0 + tilt_N**2)[:, None]
+    unit_N3: Floats = normal_N3 / np.sqrt(1.0 + tilt_N**2)[:, None]
+    return unit_N3
 
 
 def _average(colour_N3: Floats, pixel_N: Indices, rows: int, columns: int) -> Layer:

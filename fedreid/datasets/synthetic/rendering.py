@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedreid.datasets.synthetic.climate import silo_climate, silo_name
 from fedreid.datasets.synthetic.image import draw_image
-from fedreid.datasets.synthetic.shots import GALLERY, PUBLIC, QUERY, TRAIN, Kind, Shot, plan_shots
+from fedreid.datasets.synthetic.shots import GALLERY, QUERY, TRAIN, Kind, Shot, plan_shots
 from fedreid.datasets.synthetic.spec import SiloCounts, SyntheticSpec, SyntheticSummary
 from fedreid.errors import UsageError, storage_errors
 from fedreid.files import make_folder, write_bytes
@@ -96,8 +96,8 @@ def _drawn(out: Path, spec: SyntheticSpec, shots: list[Shot], workers: int) -> I
 
 
 def _draw_task(out: Path, spec: SyntheticSpec, shots: list[Shot]) -> int:
-    """Images are written plainly: syncing each one would double the time, and synthetic.json,
-    which is written last and durably, tells whether all of them are there."""
+    # Written plainly: syncing each image would double the time, and synthetic.json, which is
+    # written last and durably, tells whether all of them are there.
     for shot in shots:
         path = out / shot.path
         with storage_errors("write", path):

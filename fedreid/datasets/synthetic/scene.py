@@ -20,8 +20,7 @@ from fedreid.datasets.synthetic.raster import Layer, Light, View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spot:
-    """Where in front of a camera a person is: place on the floor, distance to the wall behind, and
-    how bright floor and wall are just there."""
+    """Where a person is: on the floor, before the wall, and how bright both are just there."""
 
     across_m: float
     along_m: float
@@ -68,8 +67,7 @@ def scene_light(climate: Climate, camera: Camera) -> Light:
 def backdrop(
     camera: Camera, view: View, spot: Spot, height: int, width: int
 ) -> tuple[Floats, Floats]:
-    """Colour behind the person, HW3, and the share of each pixel that is floor, HW.
-    """
+    """Colour behind the person, HW3, and the share of each pixel that is floor, HW."""
     x = (np.arange(width, dtype=np.float32) - view.foot_column) / view.px_per_m
     y = (view.foot_row - np.arange(height, dtype=np.float32)) / view.px_per_m
     behind_H = y / np.float32(np.sin(view.pitch))
@@ -104,7 +102,8 @@ def _floor(camera: Camera, x_HW: Floats, z_HW: Floats) -> Floats:
         joint_HW = np.minimum(np.mod(along_HW, tile), np.mod(across_HW, tile)) < 0.035
         checker_HW = np.mod(np.floor(along_HW / tile) + np.floor(across_HW / tile), 2)
         bright_HW = bright_HW * np.where(joint_HW, 0.7, 0.94 + 0.08 * checker_HW)
-    return np.maximum(bright_HW, 0.15)[..., None] * camera.floor_3
+    floor_HW3: Floats = np.maximum(bright_HW, 0.15)[..., None] * camera.floor_3
+    return floor_HW3
 
 
 def _wall(camera: Camera, x_HW: Floats, y_HW: Floats) -> Floats:
@@ -134,7 +133,8 @@ def cast_shadow(
     at_P = (row_P * width + column_P)[inside_P]
     hits_HW = np.bincount(at_P, minlength=height * width).reshape(height, width) * 1.0
     for axis, reach in ((0, 1), (1, 3), (0, 1), (1, 2)):
-        hits_HW = sum(np.roll(hits_HW, shift, axis) for shift in range(-reach, reach + 1))
+        rolled = [np.roll(hits_HW, shift, axis) for shift in range(-reach, reach + 1)]
+        hits_HW = np.sum(rolled, axis=0)
     dark_HW = (0.3 + 0.35 * float(light.sun.mean())) * np.minimum(hits_HW / 12.0, 1.0) * floor_HW
     ground_HW3 *= (1.0 - dark_HW)[..., None]
 

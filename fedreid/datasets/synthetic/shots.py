@@ -27,8 +27,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """One image to draw. `place` names the cameras' home, `climate` its row in CLIMATES; `person`
-    is unique within place and kind; `index` counts the images of one pass."""
+    """One image to draw.
+
+    `place` names the cameras' home, `climate` its row in CLIMATES; `person` is unique within place
+    and kind; `index` counts the images of one pass.
+    """
 
     path: str
     place: str
