@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed  ## Run a whole federation on this machine; report in runs/demo/
-	$(BIN)/fedreid-bench demo --out runs/demo
+	$(BIN)/fedreid-bench demo --out runs/demo $(DEMO_FLAGS)
 
 test: lint  ## Check and test everything
 	$(BIN)/python -m pytest

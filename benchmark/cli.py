@@ -8,6 +8,7 @@ from rich.progress import Progress
 
 from fedreid import launch
 from fedreid.console import err, run_program, say
+from fedreid.errors import RunError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,12 +25,20 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(help="Seed of images and training.")] = 0,
     rounds: Annotated[int, typer.Option(help="Rounds; 0 = as the plan says.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if the numbers do not keep the promises.")
+    ] = False,
 ) -> None:
     """Run a real federation of four generated silos and write a report."""
     launch.prepare()
     from benchmark.demo import run_demo
 
-    run_demo(out, seed=seed, rounds=rounds)
+    results = run_demo(out, seed=seed, rounds=rounds)
+    broken = [check.claim for check in results.checks if not check.met]
+    if strict and broken:
+        raise RunError(
+            f"{len(broken)} promises are not kept", why=broken[0], next_step=f"See {out}/report.html."
+        )
 
 
 @app.command()

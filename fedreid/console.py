@@ -28,9 +28,7 @@ def run_program(program: Callable[[], None]) -> None:
 
 def tell_error(error: FedreidError) -> None:
     """Print an error: what happened, why, and what to do next."""
-    err.print(
-        f"[bold red]error[/] [{error.code}] ".replace(f"[{error.code}]", f"({error.code})"), end=""
-    )
+    err.print(f"[bold red]error[/] ({error.code}) ", end="")
     err.print(error.what.rstrip(".") + ".", markup=False, soft_wrap=True)
     if error.why:
         err.print("  cause: " + error.why, markup=False, soft_wrap=True)

@@ -33,33 +33,48 @@ class BackbonePlan(Section, frozen=True, kw_only=True):
     name: str = "resnet50"
     """A torchvision model's name."""
     neck: Literal["paper", "bnneck"] = "paper"
+    """``paper``: Linear, BatchNorm, Dropout to 512; ``bnneck``: BatchNorm on the pooled feature."""
     start: str = "random"
     """``random``, ``imagenet``, or the coordinator's path of a .safetensors or .pth state file."""
     height_px: Annotated[int, Meta(ge=32, le=1024)] = 256
+    """Of the images that the network sees."""
     width_px: Annotated[int, Meta(ge=16, le=1024)] = 128
+    """Of the images that the network sees."""
 
 
 class TrainingPlan(Section, frozen=True, kw_only=True):
     """What each silo does in a round (reid-spec §2, §6)."""
 
     recipe: Literal["paper"] = "paper"
+    """Cross entropy with SGD, as the paper trains."""
     epochs: Annotated[int, Meta(ge=1, le=100)] = 1
+    """Passes over a silo's images in a round."""
     batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
+    """Images in a step; a shorter last batch is used."""
     learning_rate: Positive = 0.05
     """Of neck and classifier, before the schedule."""
     backbone_learning_rate: Positive = 0.005
+    """Of the trunk, before the schedule; a random start wants about the neck's."""
     momentum: Fraction = 0.9
+    """Of SGD, Nesterov's form."""
     weight_decay: NonNegative = 5e-4
+    """L2 penalty on all weights."""
     dropout: Fraction = 0.5
+    """Of the ``paper`` neck."""
     label_smoothing: Fraction = 0.0
+    """Share of the target spread over the other identities."""
     random_erasing: Fraction = 0.0
+    """Probability that a rectangle of a training image is erased."""
     proximal: NonNegative = 0.0
     """FedProx's mu: the loss gains (mu/2)·‖w − w_t‖²."""
     schedule: Literal["constant", "step", "warmup_cosine"] = "constant"
+    """The learning rate as a function of published models."""
     steps: tuple[int, ...] = ()
     """Published rounds after which ``step`` multiplies the rate by ``gamma``."""
     gamma: Fraction = 0.1
+    """Factor of ``step``."""
     warmup_rounds: Annotated[int, Meta(ge=0)] = 0
+    """Rounds over which the rate rises from nearly 0."""
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     """CPU threads of a training process; 0 = as many as the silo has (not bit-reproducible)."""
     probe_batches: Annotated[int, Meta(ge=1, le=64)] = 4
@@ -70,12 +85,14 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
     """How the silos' backbones become one (reid-spec §3, §4)."""
 
     weighting: Weighting = "cosine"
+    """A silo's share is proportional to this."""
     images_power: NonNegative = 1.0
     """``blend``: p_k ∝ images^images_power · distance^distance_power."""
     distance_power: NonNegative = 1.0
     max_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Largest share of one silo where more than two take part."""
     bn: BatchNormPolicy = "pooled"
+    """What becomes of running statistics; ``local`` keeps all of BatchNorm at the silos."""
 
 
 class DistillationPlan(Section, frozen=True, kw_only=True):
@@ -84,24 +101,34 @@ class DistillationPlan(Section, frozen=True, kw_only=True):
     images: str = ""
     """The coordinator's folder of public images; empty = no distillation."""
     every: Count = 1
+    """Rounds between two distillations."""
     loss: Literal["normalised", "paper"] = "normalised"
+    """Cosine to the mean teacher, or the paper's squared error."""
     similarity: NonNegative = 0.0
     """Weight of the batch's similarity-matrix term beside the ``normalised`` loss."""
     learning_rate: Positive = 5e-4
+    """Of the student."""
     momentum: Fraction = 0.9
+    """Of SGD, Nesterov's form."""
     weight_decay: NonNegative = 5e-4
+    """L2 penalty on all weights."""
     batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
+    """Public images in a step."""
     epochs: Annotated[int, Meta(ge=1, le=100)] = 1
+    """Passes over the public images."""
     bn_statistics: Literal["keep", "update"] = "keep"
+    """Whether distillation may move the running statistics."""
     weighted_teachers: bool = False
     """Weigh the teachers by their aggregation share instead of equally."""
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    """CPU threads of the coordinator's worker."""
 
 
 class QuorumPlan(Section, frozen=True, kw_only=True):
     """When a round may close, and by when each of its phases must end (design §3)."""
 
     min_silos: Count = 2
+    """Updates that a round needs, and silos that must be there for it to begin."""
     min_fraction: Fraction = 0.5
     """Of the invited silos."""
     deadline_s: Positive = 6 * 3600.0
@@ -114,7 +141,9 @@ class WirePlan(Section, frozen=True, kw_only=True):
     """How tensors travel (design §4)."""
 
     upload: Encoding = "fp32"
+    """Of updates; a silo that can't may send fp32."""
     download: Encoding = "fp32"
+    """Of published models."""
 
 
 class ValidationPlan(Section, frozen=True, kw_only=True):
@@ -145,6 +174,7 @@ class Plan(Section, frozen=True, kw_only=True):
     rounds: Annotated[int, Meta(ge=1, le=100_000)]
     """Models to publish."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    """Of start weights, shuffles and distillation: the same seed gives the same models."""
     backbone: BackbonePlan = BackbonePlan()
     training: TrainingPlan = TrainingPlan()
     aggregation: AggregationPlan = AggregationPlan()

@@ -1,0 +1,55 @@
+"""Documents name what exists, completely."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fedreid.plan import Plan, Section
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def sections(kind: type[Section]) -> dict[str, type[Section]]:
+    """The tables of the plan by name."""
+    fields = msgspec.structs.fields(kind)
+    return {f.name: f.type for f in fields if isinstance(f.type, type) and f.type is not Plan}
+
+
+def test_every_plan_key_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs/plan.md").read_text()
+    for name, kind in sections(Plan).items():
+        if not issubclass(kind, Section):
+            continue
+        start = text.index(f"## `[{name}]`")
+        table = text[start : text.find("\n## ", start + 1)]
+        for field in msgspec.structs.fields(kind):
+            default = msgspec.json.encode(field.default).decode()
+            (row,) = (line for line in table.splitlines() if line.startswith(f"| `{field.name}` |"))
+            assert f"| `{default}` |" in row
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_in_documents_exist(document: Path) -> None:
+    text = document.read_text("utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (document.parent / target).exists(), target
+    for path in re.findall(r"`((?:tests|fedreid|coordinator|silo_agent|benchmark)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    text = (ROOT / "docs/dependencies.md").read_text()
+    for requirement in {r for wanted in lists for r in wanted if not r.startswith("fedreid")}:
+        name = re.split(r"[<>=\[]", requirement)[0]
+        assert name in text or name.startswith("types-"), name
+
+
+def test_constraints_pin_versions_and_hold_no_address() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert lines and all(re.fullmatch(r"[A-Za-z0-9._-]+==\S+", line) for line in lines)
