@@ -60,6 +60,10 @@ class Folders:
         """Published models."""
         return make_folder(self.root / "models")
 
+    def rounds(self) -> list[Path]:
+        """The spool and work folders of every round that left one."""
+        return [*self.root.glob("spool/*-*"), *self.root.glob("work/*-*")]
+
     def spool(self, run: str, number: int) -> Path:
         """Updates of one round."""
         return make_folder(self.root / "spool" / f"{run}-{number:06d}", mode=0o700)

@@ -161,7 +161,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         """Take an update's payload."""
         silo = calling_silo()
         self._presence.working(silo, "uploading", 0.0)
-        first = await anext(aiter(request_iterator), None)
+        first = await anext(request_iterator, None)
         if first is None:
             raise RunError("The upload was empty", next_step="Send its name in the first message.")
         async with self._intake.judging(silo):

@@ -89,3 +89,6 @@ JOB_RETRY_S = 5.0
 
 JOB_ATTEMPTS = 3
 """A job that fails this often by itself, such as a diverging distillation, ends its round."""
+
+MESSAGE_IDLE_S = 60.0
+"""A stream in which nothing moves for this long is ended: it would keep a transfer slot."""

@@ -69,6 +69,17 @@ class Conductor:
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what a crash left of rounds that have ended."""
+        kept = None
+        if self.round is not None and not self.round.ended:
+            kept = self._folders.spool(self.round.run, self.round.number).name
+        for folder in self._folders.rounds():
+            if folder.name != kept:
+                remove_folder(folder)
+        self._models.remove_unfinished()
 
     def _replay(self) -> None:
         self.run: RunRow | None = self._journal.newest_run()

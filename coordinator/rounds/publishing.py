@@ -140,6 +140,11 @@ class Models:
                 for path in self._folder.glob(f"{row.digest}.*"):
                     path.unlink(missing_ok=True)
 
+    def remove_unfinished(self) -> None:
+        """Delete what writes that were cut off have left."""
+        for path in self._folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
     def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
         path, start, size = self._payload_place(digest, encoding)
         hasher = blake3.blake3()

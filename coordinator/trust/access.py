@@ -6,6 +6,8 @@ gRPC's own peer identities are never looked at. Errors of our tree leave here as
 
 from __future__ import annotations  # gRPC's classes take type arguments in their stubs only
 
+import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
@@ -16,7 +18,14 @@ import grpc.aio
 
 from coordinator.metrics import ACCESS_DENIED
 from coordinator.trust.registry import Registry
-from fedreid.errors import AccessDenied, FedreidError, UpdateRefused, grpc_status_name
+from fedreid.errors import (
+    AccessDenied,
+    ConnectionFailed,
+    FedreidError,
+    UpdateRefused,
+    grpc_status_name,
+)
+from fedreid.limits import MESSAGE_IDLE_S
 from fedreid.names import Principal, Role, SiloName
 from fedreid.pki.certificates import Holder, holder_of
 from fedreid.wire.failures import failure_metadata
@@ -89,19 +98,25 @@ class Access(grpc.aio.ServerInterceptor):
         return call
 
     def _streamed_response(self, behaviour: Any, service: str) -> Any:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def call(request: Any, context: Any) -> None:
             async with _failures_told(context):
                 self._admit(context, service)
-                async for message in behaviour(request, context):
-                    self._admit(context, service)
-                    yield message
+                async with contextlib.aclosing(behaviour(request, context)) as messages:
+                    async for message in messages:
+                        self._admit(context, service)
+                        async with _not_idle():
+                            await context.write(message)
 
         return call
 
     def _streamed_request(self, behaviour: Any, service: str) -> Any:
         async def call(requests: AsyncIterator[Any], context: Any) -> Any:
             async def admitted() -> AsyncIterator[Any]:
-                async for message in requests:
+                while True:
+                    async with _not_idle():
+                        message = await anext(requests, None)
+                    if message is None:
+                        return
                     self._admit(context, service)
                     yield message
 
@@ -133,6 +148,15 @@ def _peer(context: Any) -> Holder:
         raise AccessDenied("Only TLS 1.3 is spoken here")
     pem = properties.get("x509_pem_cert", [b""])[0]
     return _holder_of_pem(pem)
+
+
+@contextlib.asynccontextmanager
+async def _not_idle() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(MESSAGE_IDLE_S):
+            yield
+    except TimeoutError as error:
+        raise ConnectionFailed(f"Nothing moved on the stream for {MESSAGE_IDLE_S:g} s") from error
 
 
 class _failures_told:  # noqa: N801 - a context manager, read as a verb
