@@ -25,6 +25,9 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(help="Seed of images and training.")] = 0,
     rounds: Annotated[int, typer.Option(help="Rounds; 0 = as the plan says.")] = 0,
+    small: Annotated[
+        bool, typer.Option("--small", help="A few people per silo: quick, and learns little.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if the numbers do not keep the promises.")
     ] = False,
@@ -33,11 +36,13 @@ def demo(
     launch.prepare()
     from benchmark.demo import run_demo
 
-    results = run_demo(out, seed=seed, rounds=rounds)
+    results = run_demo(out, seed=seed, rounds=rounds, small=small)
     broken = [check.claim for check in results.checks if not check.met]
     if strict and broken:
         raise RunError(
-            f"{len(broken)} promises are not kept", why=broken[0], next_step=f"See {out}/report.html."
+            f"{len(broken)} promises are not kept",
+            why=broken[0],
+            next_step=f"See {out}/report.html.",
         )
 
 

@@ -40,7 +40,7 @@ _QUERIES_SHOWN = 6
 _RENDER_PROCESSES = 2
 
 
-def run_demo(folder: Path, *, seed: int, rounds: int) -> Results:
+def run_demo(folder: Path, *, seed: int, rounds: int, small: bool) -> Results:
     """Run the demo into ``folder``, which may hold an earlier demo.
 
     Raises:
@@ -49,7 +49,7 @@ def run_demo(folder: Path, *, seed: int, rounds: int) -> Results:
     """
     _make_room(folder)
     with _terminable():
-        silos = _render(folder / "images", seed)
+        silos = _render(folder / "images", _small(seed) if small else SyntheticSpec(seed=seed))
         plan = _write_plan(folder, seed=seed, rounds=rounds)
         with LocalFederation(folder / "federation", federation=FEDERATION, silos=silos) as local:
             _run(local, plan)
@@ -81,12 +81,12 @@ def _make_room(folder: Path) -> None:
     (folder / _MARK).touch()
 
 
-def _render(folder: Path, seed: int) -> dict[str, Path]:
+def _render(folder: Path, spec: SyntheticSpec) -> dict[str, Path]:
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("rendering pedestrians", total=None)
         made = render(
             folder,
-            SyntheticSpec(seed=seed),
+            spec,
             workers=_RENDER_PROCESSES,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -95,6 +95,12 @@ def _render(folder: Path, seed: int) -> dict[str, Path]:
         f"contact sheets: {folder}/*.png"
     )
     return {silo.name: folder / silo.name for silo in made.silos}
+
+
+def _small(seed: int) -> SyntheticSpec:
+    return SyntheticSpec(
+        seed=seed, unit_identities=4, test_identities=6, distractors=4, junk=2, public_images=48
+    )
 
 
 def _write_plan(folder: Path, *, seed: int, rounds: int) -> Path:

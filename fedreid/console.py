@@ -3,10 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from fedreid.errors import ExitCode, FedreidError
@@ -63,4 +65,15 @@ def say(line: str) -> None:
     out.print(line, markup=False, soft_wrap=True)
 
 
-Say = Callable[[str], None]
+@contextmanager
+def progress_shown() -> Iterator[Callable[[str, float], None]]:
+    """A bar below the lines on a terminal; nothing where the output goes to a file or journal."""
+    if not out.is_terminal:
+        yield lambda doing, share: None
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=out,
+        transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=1.0)
+        yield lambda doing, share: bar.update(task, description=doing, completed=share)

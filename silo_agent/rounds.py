@@ -59,11 +59,13 @@ class Participant:
         membership: Membership,
         worker: Worker,
         say: Callable[[str], None],
+        show: Callable[[str, float], None],
     ) -> None:
         self._config = config
         self._membership = membership
         self._worker = worker
         self._say = say
+        self._show = show
         self._models = ModelCache(folders, membership)
         self._outbox = Outbox(folders)
         self._silo = Silo(
@@ -72,7 +74,7 @@ class Participant:
             dataset=config.dataset,
             layout=config.layout,
         )
-        self._progress = ("waiting", 0.0)
+        self._doing("waiting", 0.0)
         self._told = ""
 
     async def take_part(self, channel: grpc.aio.Channel) -> None:
@@ -94,7 +96,7 @@ class Participant:
             await self._next(stub)
 
     async def _next(self, stub: "FederationAsyncStub") -> None:
-        self._progress = ("waiting", 0.0)
+        self._doing("waiting", 0.0)
         with calling(self._config.coordinator):
             answer = await stub.NextTask(
                 pb.NextTaskRequest(wait_s=LONG_POLL_S), timeout=LONG_POLL_S + CALL_S
@@ -122,7 +124,7 @@ class Participant:
         self._models.remove_others(task.base_digest)
 
     async def _fetch(self, stub: "FederationAsyncStub", task: TrainTask) -> Held:
-        self._progress = ("fetching", 0.0)
+        self._doing("fetching", 0.0)
         self._tell(f"round {task.round}: fetching the model {task.base_digest[:12]}…")
         return await self._models.ensure(
             stub, self._config.coordinator, task.base_digest, task.download_encoding
@@ -185,7 +187,7 @@ class Participant:
     ) -> None:
         check_report(finished.report, self._config.policy)
         parcel = await off_loop(self._pack, task, finished, base)
-        self._progress = ("uploading", 0.0)
+        self._doing("uploading", 0.0)
         try:
             state = await self._upload(stub, finished, parcel)
         except UpdateRefused as refusal:
@@ -235,7 +237,7 @@ class Participant:
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
         async for chunk in chunks:
             yield pb.SendUploadRequest(chunk=chunk)
-            self._progress = ("uploading", chunk.offset / size)
+            self._doing("uploading", chunk.offset / size)
 
     async def _evaluate(self, stub: "FederationAsyncStub", task: EvaluateTask) -> None:
         self._tell(f"measuring the model of round {task.round}")
@@ -326,7 +328,12 @@ class Participant:
 
     def _note_progress(self, progress: Progress) -> None:
         phase = "evaluating" if progress.phase == "evaluating" else "training"
-        self._progress = (phase, progress.done / max(progress.total, 1))
+        self._doing(phase, progress.done / max(progress.total, 1))
+
+    def _doing(self, phase: str, share: float) -> None:
+        """Note what the next heartbeat says, and show it."""
+        self._progress = (phase, share)
+        self._show(phase, share)
 
     def _tell(self, line: str) -> None:
         """Say something new; the same thing twice is said once."""

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 
 from fedreid.clock import SystemClock
+from fedreid.console import progress_shown
 from fedreid.errors import ConnectionFailed, JobFailed
 from fedreid.files import held_alone
 from fedreid.jobs import Worker
@@ -15,6 +16,8 @@ from silo_agent.rounds import Participant
 from silo_agent.trust.channel import connected, pauses_s
 
 TRAINER = "silo_agent.learning.worker"
+_LONG_ENOUGH_S = 60.0
+"""A connection that lasted this long starts the pauses between attempts anew."""
 
 
 def run(folders: Folders, say: Callable[[str], None], *, trainer: str = TRAINER) -> None:
@@ -23,18 +26,31 @@ def run(folders: Folders, say: Callable[[str], None], *, trainer: str = TRAINER)
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
-    with held_alone(folders.root, by="agent"):
-        asyncio.run(_run_until_signal(folders, say, trainer))
+    with held_alone(folders.root, by="agent"), progress_shown() as show:
+        asyncio.run(_run_until_signal(folders, trainer, say, show))
     say("stopped; everything is kept, start again to go on")
 
 
-async def _run_until_signal(folders: Folders, say: Callable[[str], None], trainer: str) -> None:
+async def _run_until_signal(
+    folders: Folders,
+    trainer: str,
+    say: Callable[[str], None],
+    show: Callable[[str, float], None],
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     worker = Worker(trainer)
-    taking_part = asyncio.create_task(_take_part_for_ever(folders, worker, say))
+    participant = Participant(
+        folders=folders,
+        config=load_config(folders),
+        membership=load_membership(folders),
+        worker=worker,
+        say=say,
+        show=show,
+    )
+    taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, say))
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -47,13 +63,11 @@ async def _run_until_signal(folders: Folders, say: Callable[[str], None], traine
         await worker.close()
 
 
-async def _take_part_for_ever(folders: Folders, worker: Worker, say: Callable[[str], None]) -> None:
-    config = load_config(folders)
-    membership = load_membership(folders)
+async def _take_part_for_ever(
+    folders: Folders, participant: Participant, say: Callable[[str], None]
+) -> None:
+    address = load_config(folders).coordinator
     identities = IdentityStore(folders.identity)
-    participant = Participant(
-        folders=folders, config=config, membership=membership, worker=worker, say=say
-    )
     pauses = pauses_s()
     failed_jobs = 0
     while True:
@@ -61,7 +75,7 @@ async def _take_part_for_ever(folders: Folders, worker: Worker, say: Callable[[s
         check_not_expired(identity, SystemClock())
         began_s = asyncio.get_running_loop().time()
         try:
-            async with connected(config.coordinator, identity) as channel:
+            async with connected(address, identity) as channel:
                 await participant.take_part(channel)
         except ConnectionFailed as error:
             say(f"{error} Trying again.")
@@ -70,6 +84,6 @@ async def _take_part_for_ever(folders: Folders, worker: Worker, say: Callable[[s
             if failed_jobs >= JOB_ATTEMPTS:
                 raise
             say(str(error))
-        if asyncio.get_running_loop().time() - began_s > 60:
+        if asyncio.get_running_loop().time() - began_s > _LONG_ENOUGH_S:
             pauses, failed_jobs = pauses_s(), 0
         await asyncio.sleep(next(pauses))
