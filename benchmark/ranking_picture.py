@@ -7,11 +7,11 @@ import torch
 from benchmark.ranked import RankedQuery
 from fedreid.datasets.layouts import load
 from fedreid.plan import BackbonePlan
+from fedreid.reid.backbone import load_backbone
 from fedreid.reid.features import extract_features
+from fedreid.reid.measuring import Labelled
 from fedreid.reid.retrieval import ranking
-from silo_agent.learning.evaluation import Labelled
-from silo_agent.learning.local_round import load_backbone
-from silo_agent.learning.state import read_tensors
+from fedreid.wire.tensors import load_tensors
 
 _THREADS = 2
 
@@ -22,7 +22,7 @@ def ranked_queries(
     """The top of the ranking for ``count`` queries spread evenly over a silo's query set."""
     torch.set_num_threads(_THREADS)
     data = load(dataset)
-    backbone = load_backbone(plan, read_tensors(model), dropout=0.0)
+    backbone = load_backbone(plan, load_tensors(model))
     query, gallery = (
         Labelled.of(records, height_px=plan.height_px, width_px=plan.width_px)
         for records in (data.query, data.gallery)

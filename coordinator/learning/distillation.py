@@ -16,6 +16,7 @@ Letters: N images, K silos, D feature width, C channels, H height, W width.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,14 +24,14 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
 from torch import Tensor, nn
 
 from coordinator.learning.jobs import Contribution, DistilJob, DistilReport
-from coordinator.learning.models import network, read_tensors, save
 from coordinator.learning.public_images import public_images
 from fedreid.errors import JobFailed
 from fedreid.jobs import Progress, ProgressSink
 from fedreid.plan import DistillationPlan
-from fedreid.reid.backbone import ReIDBackbone, load_shared
+from fedreid.reid.backbone import ReIDBackbone, load_backbone, load_shared, shared_tensors
 from fedreid.reid.transforms import ImageStore, normalise
 from fedreid.seeds import derive_seed
+from fedreid.wire.tensors import load_tensors, save_tensors
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -47,7 +48,7 @@ def distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
         JobFailed: distillation diverged.
     """
     images = public_images(job.distillation.images, job.backbone)
-    student = network(job.backbone, read_tensors(job.student))
+    student = load_backbone(job.backbone, load_tensors(Path(job.student))).eval()
     if job.recalibrate:
         recalibrate(student, images, job.distillation.batch_size, job.seed, progress)
     before = after = None
@@ -57,18 +58,18 @@ def distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
         train_student(student, images, targets_ND, job.distillation, job.seed, progress)
         after = mean_loss(student, images, targets_ND, job.distillation)
         _check_finite(after)
-    save(student, job.out)
+    save_tensors(Path(job.out), shared_tensors(student))
     return DistilReport(images=len(images), loss_before=before, loss_after=after)
 
 
 def mean_teacher(job: DistilJob, images: ImageStore, progress: ProgressSink) -> Tensor:
     """target_ND, the mean of the teachers' L2-normalised features; sorted silos, float64 sum."""
     ordered_K = sorted(job.contributions, key=lambda contribution: contribution.silo)
-    fallback = read_tensors(job.student)  # for BatchNorm that a silo keeps to itself
-    teacher = network(job.backbone, fallback)
+    fallback = load_tensors(Path(job.student))  # for BatchNorm that a silo keeps to itself
+    teacher = load_backbone(job.backbone, fallback).eval()
     sum_ND = torch.zeros(len(images), teacher.feature_width, dtype=torch.float64)
     for done, contribution in enumerate(ordered_K):
-        load_shared(teacher, {**fallback, **read_tensors(contribution.path)})
+        load_shared(teacher, {**fallback, **load_tensors(Path(contribution.path))})
         weight = _teacher_weight(job, contribution)
         for rows in _in_order(len(images), job.distillation.batch_size):
             with torch.no_grad():

@@ -6,6 +6,7 @@ writes its output through fedreid.files, so doing it again after a crash is harm
 
 import msgspec
 
+from fedreid.contract import EvaluationResult
 from fedreid.jobs import Job, Report
 from fedreid.plan import AggregationPlan, BackbonePlan, DistillationPlan, Encoding
 
@@ -87,14 +88,9 @@ class EvaluateJob(Job, frozen=True, kw_only=True):
 
 
 class EvaluateReport(Report, frozen=True, kw_only=True):
-    """Ratios in 0..1."""
+    """What was measured."""
 
-    rank1: float
-    rank5: float
-    rank10: float
-    map: float
-    minp: float
-    queries: int
+    result: EvaluationResult
 
 
 class EncodeJob(Job, frozen=True, kw_only=True):

@@ -35,10 +35,10 @@ def write_payload(job: EncodeJob, progress: ProgressSink) -> EncodeReport:
 
 
 def _initialise(job: InitialiseJob, progress: ProgressSink) -> InitialiseReport:
-    from coordinator.learning.models import write_first
+    from coordinator.learning.start import write_start
 
     _settle_torch(_INITIALISE_THREADS)
-    return write_first(job, progress)
+    return write_start(job, progress)
 
 
 def _distil(job: DistilJob, progress: ProgressSink) -> DistilReport:

@@ -20,7 +20,6 @@ from coordinator.rounds.machine import (
     Rules,
 )
 from coordinator.rounds.publishing import Models, Origin
-from fedreid.contract import EvaluationResult
 from fedreid.errors import RunError
 from fedreid.files import remove_folder
 from fedreid.jobs import Progress, Worker
@@ -131,16 +130,7 @@ class Phases:
             jobs.EvaluateReport,
             self._progress,
         )
-        result = EvaluationResult(
-            model="global",
-            rank1=report.rank1,
-            rank5=report.rank5,
-            rank10=report.rank10,
-            map=report.map,
-            minp=report.minp,
-            queries=report.queries,
-        )
-        row = EvaluationRow(run=state.run, round=state.number, silo="", result=result)
+        row = EvaluationRow(run=state.run, round=state.number, silo="", result=report.result)
         await off_loop(self._journal.save_evaluations, [row])
         return Evaluated()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedreid.errors import UsageError
 from fedreid.plan import BackbonePlan
 from fedreid.reid.start import COUNTERS, HEADS, fill_start
-from fedreid.wire.tensors import FloatArray, batch_norm_names
+from fedreid.wire.tensors import FloatArray
 
 NECK_WIDTH = 512
 """Feature width of the ``paper`` neck (MM'20)."""
@@ -152,6 +152,19 @@ def initialise(backbone: ReIDBackbone, seed: int) -> None:
     backbone.load_state_dict(fresh.state_dict())
 
 
+def load_backbone(
+    plan: BackbonePlan, tensors: Mapping[str, FloatArray], *, dropout: float = 0.0
+) -> ReIDBackbone:
+    """The plan's backbone with these tensors.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    backbone = build_backbone(plan, dropout=dropout)
+    load_shared(backbone, tensors)
+    return backbone
+
+
 def shared_tensors(backbone: ReIDBackbone) -> dict[str, FloatArray]:
     """Every parameter and BatchNorm statistic by name, as float32 on the CPU (copies)."""
     return {
@@ -161,31 +174,25 @@ def shared_tensors(backbone: ReIDBackbone) -> dict[str, FloatArray]:
     }
 
 
-def load_shared(
-    backbone: ReIDBackbone, tensors: Mapping[str, FloatArray], *, keep_bn: bool = False
-) -> None:
+def load_shared(backbone: ReIDBackbone, tensors: Mapping[str, FloatArray]) -> None:
     """Set the backbone to ``tensors``, which must have exactly its names and shapes.
-
-    With ``keep_bn`` its own BatchNorm stays untouched; tensors for it may be there or not.
 
     Raises:
         UsageError: a name is missing or unknown, or a shape differs.
     """
     own = {n: t for n, t in backbone.state_dict().items() if not n.endswith(COUNTERS)}
-    kept = batch_norm_names(own) if keep_bn else frozenset()
-    wanted = [name for name in own if name not in kept]
-    missing = sorted(set(wanted) - set(tensors))
+    missing = sorted(set(own) - set(tensors))
     unknown = sorted(set(tensors) - set(own))
     if missing or unknown:
         raise _misfit(backbone, _listed("it lacks", missing) or _listed("it also has", unknown))
-    for name in wanted:
+    for name in own:
         if tuple(own[name].shape) != tuple(tensors[name].shape):
             raise _misfit(
                 backbone,
                 f"{name!r} has shape {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}",
             )
     with torch.no_grad():
-        for name in wanted:
+        for name in own:
             own[name].copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
+from fedreid.files import replacing
 from fedreid.limits import (
     MANIFEST_TENSORS,
     MIB,
@@ -207,6 +208,22 @@ def write_model(stream: IO[bytes], tensors: dict[str, FloatArray]) -> None:
     layout = Layout.of(TensorSpec(name, values.shape) for name, values in tensors.items())
     stream.write(layout.header())
     write_tensors(stream, ((spec, tensors[spec.name]) for spec in layout.specs))
+
+
+def load_tensors(path: Path) -> dict[str, FloatArray]:
+    """Every tensor of a canonical file; costs the whole model in memory.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    with TensorFile(path) as file:
+        return file.read_all()
+
+
+def save_tensors(path: Path, tensors: dict[str, FloatArray]) -> None:
+    """Durably write a canonical file from tensors in memory."""
+    with replacing(path) as stream:
+        write_model(stream, tensors)
 
 
 def _damaged(path: Path, why: str) -> StorageError:

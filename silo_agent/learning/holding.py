@@ -14,8 +14,8 @@ import numpy as np
 from fedreid.datasets.layouts import Dataset, load
 from fedreid.errors import DatasetError
 from fedreid.plan import BackbonePlan
+from fedreid.reid.measuring import Labelled, QueryGallery
 from fedreid.reid.transforms import ImageStore
-from silo_agent.learning.evaluation import Labelled, QueryGallery
 from silo_agent.learning.jobs import Silo
 from silo_agent.learning.training import TrainingImages
 

@@ -15,11 +15,11 @@ from fedreid.contract import EvaluationResult, ModelKind
 from fedreid.errors import storage_errors
 from fedreid.files import make_folder
 from fedreid.jobs import Progress, ProgressSink
-from fedreid.plan import BackbonePlan, BatchNormPolicy
-from fedreid.reid.backbone import ReIDBackbone, build_backbone, load_shared, shared_tensors
+from fedreid.plan import BatchNormPolicy
+from fedreid.reid.backbone import load_backbone, shared_tensors
+from fedreid.reid.measuring import measure
 from fedreid.seeds import derive_seed
-from fedreid.wire.tensors import FloatArray, batch_norm_names
-from silo_agent.learning.evaluation import measure
+from fedreid.wire.tensors import FloatArray, batch_norm_names, load_tensors, save_tensors
 from silo_agent.learning.holding import SiloData
 from silo_agent.learning.jobs import TrainJob, TrainReport
 from silo_agent.learning.state import (
@@ -30,9 +30,7 @@ from silo_agent.learning.state import (
     ClassifierState,
     build_classifier,
     read_classifier,
-    read_tensors,
     write_classifier,
-    write_tensors,
 )
 from silo_agent.learning.training import Learner, train
 from silo_agent.learning.weighing import cosine_distance, draw_probe, probe_logits
@@ -82,7 +80,7 @@ class LocalRound:
         )
 
     def _federated_learner(self) -> Learner:
-        base = read_tensors(Path(self.job.base_model))
+        base = load_tensors(Path(self.job.base_model))
         base.update(own_batch_norm(self.job.previous, self.job.bn))
         folder = previous_private(self.job.previous, FEDERATED)
         return self._learner(base, read_classifier(folder) if folder else None)
@@ -129,12 +127,12 @@ class LocalRound:
 
     def _keep_federated(self, learner: Learner) -> None:
         shared = shared_tensors(learner.backbone)
-        write_tensors(Path(self.job.out) / UPDATE_FILE, shared)
+        save_tensors(Path(self.job.out) / UPDATE_FILE, shared)
         folder = self._private(FEDERATED)
         write_classifier(folder, ClassifierState.of(learner.classifier, self.data.identities))
         if self.job.bn == "local":
             own = {name: shared[name] for name in batch_norm_names(shared)}
-            write_tensors(folder / BATCH_NORM, own)
+            save_tensors(folder / BATCH_NORM, own)
 
     def _standalone(self, evaluations: list[EvaluationResult]) -> None:
         before = previous_private(self.job.previous, STANDALONE)
@@ -144,11 +142,11 @@ class LocalRound:
                     shutil.copytree(before, self._private(STANDALONE), dirs_exist_ok=True)
             return
         start = before / BACKBONE if before else Path(self.job.base_model)
-        learner = self._learner(read_tensors(start), read_classifier(before) if before else None)
+        learner = self._learner(load_tensors(start), read_classifier(before) if before else None)
         self._train(learner, "standalone")
         self._measure(learner, "standalone", evaluations)
         folder = self._private(STANDALONE)
-        write_tensors(folder / BACKBONE, shared_tensors(learner.backbone))
+        save_tensors(folder / BACKBONE, shared_tensors(learner.backbone))
         write_classifier(folder, ClassifierState.of(learner.classifier, self.data.identities))
 
     def _private(self, part: str) -> Path:
@@ -156,15 +154,6 @@ class LocalRound:
 
     def _seed(self, *place: str | int) -> int:
         return derive_seed(self.job.seed, self.job.silo.name, *place)
-
-
-def load_backbone(
-    plan: BackbonePlan, tensors: dict[str, FloatArray], *, dropout: float
-) -> ReIDBackbone:
-    """The plan's backbone with these tensors."""
-    backbone = build_backbone(plan, dropout=dropout)
-    load_shared(backbone, tensors)
-    return backbone
 
 
 def previous_private(previous: str, part: str) -> Path | None:
@@ -176,4 +165,4 @@ def previous_private(previous: str, part: str) -> Path | None:
 def own_batch_norm(previous: str, bn: BatchNormPolicy) -> dict[str, FloatArray]:
     """The silo's own BatchNorm tensors: with ``bn = local`` from its second round on, else none."""
     folder = previous_private(previous, FEDERATED) if bn == "local" else None
-    return read_tensors(folder / BATCH_NORM) if folder else {}
+    return load_tensors(folder / BATCH_NORM) if folder else {}

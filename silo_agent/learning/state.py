@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from fedreid.errors import StorageError, storage_errors
-from fedreid.files import write_bytes, write_with
-from fedreid.wire.tensors import FloatArray, TensorFile, write_model
+from fedreid.files import write_bytes
+from fedreid.wire.tensors import FloatArray, load_tensors, save_tensors
 
 FEDERATED = "federated"
 STANDALONE = "standalone"
@@ -72,24 +72,9 @@ def build_classifier(
     return classifier
 
 
-def write_tensors(path: Path, tensors: dict[str, FloatArray]) -> None:
-    """A canonical tensor file, durably."""
-    write_with(path, lambda stream: write_model(stream, tensors))
-
-
-def read_tensors(path: Path) -> dict[str, FloatArray]:
-    """All tensors of a canonical file.
-
-    Raises:
-        StorageError: it is missing or damaged.
-    """
-    with TensorFile(path) as file:
-        return file.read_all()
-
-
 def write_classifier(folder: Path, state: ClassifierState) -> None:
     """Write the two files of a classifier."""
-    write_tensors(folder / _CLASSIFIER, {"weight": state.weight, "bias": state.bias})
+    save_tensors(folder / _CLASSIFIER, {"weight": state.weight, "bias": state.bias})
     write_bytes(folder / _IDENTITIES, msgspec.json.encode(state.identities))
 
 
@@ -99,7 +84,7 @@ def read_classifier(folder: Path) -> ClassifierState:
     Raises:
         StorageError: a file is missing or damaged, or the two do not fit together.
     """
-    tensors = read_tensors(folder / _CLASSIFIER)
+    tensors = load_tensors(folder / _CLASSIFIER)
     with storage_errors("read", folder / _IDENTITIES):
         text = (folder / _IDENTITIES).read_bytes()
     try:

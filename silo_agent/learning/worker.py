@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from fedreid.jobs import Progress, ProgressSink, serve
-from silo_agent.learning.evaluation import measure
+from fedreid.reid.backbone import load_backbone
+from fedreid.reid.measuring import measure
+from fedreid.wire.tensors import load_tensors
 from silo_agent.learning.holding import Holding
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, TrainJob, TrainReport
-from silo_agent.learning.local_round import LocalRound, load_backbone, own_batch_norm
-from silo_agent.learning.state import read_tensors
+from silo_agent.learning.local_round import LocalRound, own_batch_norm
 
 
 class SiloWorker:
@@ -31,9 +32,9 @@ class SiloWorker:
         """Measure one published model; no result where no query has a match."""
         self._use_threads(job.threads)
         data = self._holding.get(job.silo, job.backbone)
-        tensors = read_tensors(Path(job.model))
+        tensors = load_tensors(Path(job.model))
         tensors.update(own_batch_norm(job.previous, job.bn))
-        backbone = load_backbone(job.backbone, tensors, dropout=0.0).to(self._device)
+        backbone = load_backbone(job.backbone, tensors).to(self._device)
         result = measure(
             backbone,
             data.test,

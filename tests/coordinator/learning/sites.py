@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from coordinator.learning.jobs import Contribution
-from coordinator.learning.models import save
 from fedreid.plan import BackbonePlan
-from fedreid.reid.backbone import ReIDBackbone, build_backbone, initialise
+from fedreid.reid.backbone import ReIDBackbone, build_backbone, initialise, shared_tensors
 from fedreid.reid.transforms import ByteArray, normalise
+from fedreid.wire.tensors import save_tensors
 
 TINY = BackbonePlan(name="mobilenet_v3_small", height_px=64, width_px=32)
 
@@ -37,9 +37,9 @@ def backbone(seed: int) -> ReIDBackbone:
 
 
 def contribution(folder: Path, silo: str, seed: int) -> Contribution:
-    path = str(folder / f"{silo}.safetensors")
-    save(backbone(seed), path)
-    return Contribution(silo=silo, path=path, num_images=100, cosine_distance=0.1)
+    path = folder / f"{silo}.safetensors"
+    save_tensors(path, shared_tensors(backbone(seed)))
+    return Contribution(silo=silo, path=str(path), num_images=100, cosine_distance=0.1)
 
 
 def picture(path: Path, seed: int) -> Path:

@@ -15,15 +15,14 @@ from torch import Tensor
 from coordinator.learning import distillation
 from coordinator.learning.distillation import distil, distillation_loss, mean_teacher
 from coordinator.learning.jobs import DistilJob, DistilReport
-from coordinator.learning.models import network, read_tensors, save
 from coordinator.learning.public_images import public_images
 from fedreid.errors import DatasetError, JobFailed
 from fedreid.files import digest_of
 from fedreid.jobs import Progress
 from fedreid.plan import DistillationPlan
-from fedreid.reid.backbone import shared_tensors
+from fedreid.reid.backbone import load_backbone, shared_tensors
 from fedreid.reid.transforms import normalise
-from fedreid.wire.tensors import is_statistic, write_model
+from fedreid.wire.tensors import is_statistic, load_tensors, save_tensors, write_model
 from tests.coordinator.learning.sites import TINY, backbone, contribution, picture, public_folder
 
 torch.set_num_threads(1)
@@ -37,7 +36,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.student = folder / "student.safetensors"
-        save(backbone(1), str(self.student))
+        save_tensors(self.student, shared_tensors(backbone(1)))
         self.public = public_folder(folder, IMAGES)
         self.contributions = tuple(
             contribution(folder, silo, seed) for silo, seed in (("north", 2), ("east", 3))
@@ -93,7 +92,9 @@ class Site:
 
     def features(self, path: str | Path) -> Tensor:
         with torch.no_grad():
-            features_ND: Tensor = network(TINY, read_tensors(str(path)))(self.images())
+            features_ND: Tensor = load_backbone(TINY, load_tensors(Path(path))).eval()(
+                self.images()
+            )
         return features_ND
 
 
@@ -171,7 +172,7 @@ def test_the_papers_loss_is_lowered_too(site: Site) -> None:
 
 
 def statistics(path: Path) -> dict[str, bytes]:
-    return {n: v.tobytes() for n, v in read_tensors(str(path)).items() if is_statistic(n)}
+    return {n: v.tobytes() for n, v in load_tensors(path).items() if is_statistic(n)}
 
 
 def test_keep_fixes_the_batch_norm_statistics_and_update_moves_them(site: Site) -> None:
@@ -200,8 +201,8 @@ def test_recalibration_gives_the_statistics_of_the_public_images(site: Site) -> 
     plan = DistillationPlan(images=str(site.public), batch_size=IMAGES)
     report = site.run(site.job(plan, distils=False, recalibrates=True))
     assert (report.loss_before, report.loss_after) == (None, None)
-    before, after = read_tensors(str(site.student)), read_tensors(str(site.folder / "out"))
-    student = network(TINY, before)
+    before, after = load_tensors(site.student), load_tensors(site.folder / "out")
+    student = load_backbone(TINY, before).eval()
     with torch.no_grad():
         first_NCHW: Tensor = student.trunk.get_submodule("features.0.0")(site.images())
     mean_C = first_NCHW.mean(dim=(0, 2, 3)).numpy()
@@ -216,7 +217,7 @@ def test_recalibration_gives_the_statistics_of_the_public_images(site: Site) -> 
 
 def test_recalibration_forgets_what_the_student_saw_before(site: Site) -> None:
     images = public_images(str(site.public), TINY)
-    fresh, used = (network(TINY, read_tensors(str(site.student))) for _ in range(2))
+    fresh, used = (load_backbone(TINY, load_tensors(site.student)).eval() for _ in range(2))
     used.train()
     with torch.no_grad():
         used(torch.randn(4, 3, TINY.height_px, TINY.width_px))
@@ -231,7 +232,7 @@ def test_losses_tell_distillation_apart_from_recalibration(site: Site) -> None:
     site.run(site.job(site.plan(), distils=False, recalibrates=True, out="recalibrated"))
     images = public_images(str(site.public), TINY)
     targets_ND = mean_teacher(site.job(site.plan()), images, site.steps.append)
-    recalibrated = network(TINY, read_tensors(str(site.folder / "recalibrated")))
+    recalibrated = load_backbone(TINY, load_tensors(site.folder / "recalibrated")).eval()
     loss = distillation.mean_loss(recalibrated, images, targets_ND, site.plan())
     assert both.loss_before == pytest.approx(loss, rel=1e-6)
 
@@ -240,7 +241,7 @@ def test_a_teacher_that_kept_its_batch_norm_speaks_with_the_aggregates(
     site: Site, tmp_path: Path
 ) -> None:
     one = site.contributions[0]
-    student, teacher = read_tensors(str(site.student)), read_tensors(one.path)
+    student, teacher = load_tensors(site.student), load_tensors(Path(one.path))
     layers = {name.rpartition(".")[0] for name in teacher if is_statistic(name)}
     sent = {n: v for n, v in teacher.items() if n.rpartition(".")[0] not in layers}
     with (tmp_path / "partial").open("wb") as stream:
@@ -262,7 +263,7 @@ def test_a_teacher_that_kept_its_batch_norm_speaks_with_the_aggregates(
     images = public_images(str(site.public), TINY)
     target_ND = mean_teacher(partial, images, site.steps.append)
     with torch.no_grad():
-        expected_ND = network(TINY, {**student, **sent})(site.images())
+        expected_ND = load_backbone(TINY, {**student, **sent}).eval()(site.images())
     assert torch.cosine_similarity(target_ND, expected_ND).min() > 0.999
 
 

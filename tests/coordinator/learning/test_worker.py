@@ -156,7 +156,7 @@ def test_every_job_that_needs_torch_is_done_by_one_child(work: Round, tmp_path: 
             threads=1,
         )
         evaluated = await worker.run(job, EvaluateReport, ignore)
-        assert evaluated.queries == 4
+        assert evaluated.result.queries == 4
         assert worker.pid == pid
 
     with_worker(use)

@@ -1,4 +1,7 @@
-"""How good is a model on the silo's own query and gallery? (reid-spec §7, §8)"""
+"""How good is a backbone on a query and gallery set? (reid-spec §8)
+
+Letters: Q queries, G gallery images, D feature width.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +13,8 @@ from fedreid.contract import EvaluationResult, ModelKind
 from fedreid.datasets.records import ImageRecord
 from fedreid.reid.backbone import ReIDBackbone
 from fedreid.reid.features import extract_features
-from fedreid.reid.retrieval import evaluate
+from fedreid.reid.retrieval import IndexArray, evaluate
 from fedreid.reid.transforms import ImageStore
-from silo_agent.learning.sampling import IndexArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryGallery:
-    """The silo's query and gallery."""
+    """A test set."""
 
     query: Labelled
     gallery: Labelled

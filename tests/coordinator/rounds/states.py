@@ -1,0 +1,48 @@
+"""What do rounds look like in tests? Short ways to make their states and updates."""
+
+from coordinator.rounds.machine import Accepted, RoundState, Rules, UpdateAccepted, open_round
+from fedreid.contract import UpdateReport
+
+BEGAN_S = 1000.0
+DEADLINE_S = 600.0
+PHASE_S = 60.0
+BASE = "b" * 64
+
+
+def rules(
+    *,
+    min_silos: int = 2,
+    min_fraction: float = 0.5,
+    distils: bool = False,
+    evaluates: bool = False,
+) -> Rules:
+    """Rules with short deadlines."""
+    return Rules(
+        min_silos=min_silos,
+        min_fraction=min_fraction,
+        deadline_s=DEADLINE_S,
+        phase_deadline_s=PHASE_S,
+        distils=distils,
+        evaluates=evaluates,
+    )
+
+
+def opened(*invited: str, by: Rules | None = None) -> RoundState:
+    """A round that has just begun."""
+    return open_round(
+        run="spring",
+        number=7,
+        base_digest=BASE,
+        published_before=6,
+        invited=invited or ("a", "b", "c", "d"),
+        rules=by or rules(),
+        now_s=BEGAN_S,
+    )
+
+
+def update(silo: str, *, digest: str = "d" * 64) -> UpdateAccepted:
+    """A silo's update has been accepted."""
+    report = UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0)
+    return UpdateAccepted(
+        update=Accepted(silo=silo, payload_digest=digest, size_bytes=4, report=report)
+    )

@@ -1,0 +1,165 @@
+"""Can Prometheus read the figures, and is every label's set of values closed or bounded?"""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client import REGISTRY, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from coordinator import metrics
+from coordinator.rounds.machine import (
+    Abandoned,
+    Aggregated,
+    Distilled,
+    Phase,
+    Published,
+    RoundState,
+    TimePassed,
+    advance,
+)
+from fedreid.errors import Refusal
+from tests.coordinator.rounds.states import BEGAN_S, DEADLINE_S, opened, rules, update
+
+CLOSED: dict[str, set[str]] = {
+    "reason": {reason.value for reason in Refusal},
+    "phase": {str(phase) for phase in Phase},
+    "stage": {"before", "after"},
+}
+OUTCOMES = {
+    "fedreid_enrolments": {"issued", "refused"},
+    "fedreid_rounds": {"published", "skipped", "failed"},
+    "fedreid_silo_updates": {"accepted", "rejected"},
+}
+FORBIDDEN = {"round", "run", "digest", "address", "peer", "person", "identity", "path", "version"}
+
+
+def exposed() -> dict[str, Metric]:
+    """Every metric of this product, as a scraper reads it."""
+    families = text_string_to_metric_families(generate_latest(REGISTRY).decode())
+    mine = [f for f in families if f.name.startswith("fedreid_")]
+    return {f.name: f for f in mine if not f.name.endswith("_created")}
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def published() -> RoundState:
+    by = rules(distils=True)
+    state = opened("a", "b", by=by)
+    for event in (
+        update("a"),
+        update("b"),
+        Aggregated(weights={"a": 0.25, "b": 0.75}, update_norm=1.0),
+        Distilled(loss_before=2.0, loss_after=1.5),
+        Published(model_digest="m" * 64, download_bytes=7),
+    ):
+        state = advance(state, event, by, BEGAN_S + 5)
+    return state
+
+
+def ended() -> list[RoundState]:
+    """A round of each end."""
+    skipped = advance(opened("a", "b"), TimePassed(), rules(), BEGAN_S + DEADLINE_S)
+    failed = advance(opened("a", "b"), Abandoned(reason="stopped"), rules(), BEGAN_S)
+    return [published(), skipped, failed]
+
+
+def test_a_scraper_reads_the_exposition_and_finds_every_metric_documented() -> None:
+    for state in ended():
+        metrics.note_round(state, BEGAN_S)
+    found = exposed()
+    assert len(found) > 10
+    for family in found.values():
+        assert family.documentation.endswith(".")
+        assert family.type in ("counter", "gauge", "histogram")
+        assert re.fullmatch(r"fedreid_[a-z0-9_]+", family.name)
+
+
+def test_a_metric_names_its_unit_and_a_counter_counts_totals() -> None:
+    text = generate_latest(REGISTRY).decode()
+    for family in exposed().values():
+        if family.type == "counter":
+            assert f"# TYPE {family.name}_total counter" in text
+        assert not family.name.endswith(("_ms", "_mb", "_percent", "_count"))
+
+
+def test_every_label_has_a_closed_set_of_values_or_names_a_registered_silo() -> None:
+    for state in ended():
+        metrics.note_round(state, BEGAN_S)
+    for family in exposed().values():
+        for sample in family.samples:
+            labels = {name: text for name, text in sample.labels.items() if name != "le"}
+            assert not labels.keys() & FORBIDDEN
+            for name, text in labels.items():
+                if name == "outcome":
+                    assert text in OUTCOMES[family.name]
+                elif name != "silo":
+                    assert text in CLOSED[name], (family.name, name, text)
+
+
+def test_every_closed_label_is_there_from_the_start() -> None:
+    # a rate over a series that appears with its first event misses that event
+    found = exposed()
+    reasons = {s.labels["reason"] for s in found["fedreid_updates_rejected"].samples}
+    assert reasons == CLOSED["reason"]
+    for name in ("fedreid_rounds", "fedreid_enrolments"):
+        assert {s.labels["outcome"] for s in found[name].samples} == OUTCOMES[name]
+
+
+@pytest.mark.parametrize("state", ended(), ids=lambda state: str(state.phase))
+def test_a_round_that_ended_is_counted_once_under_its_end(state: RoundState) -> None:
+    before = {o: value("fedreid_rounds_total", outcome=o) for o in OUTCOMES["fedreid_rounds"]}
+    metrics.note_round(state, BEGAN_S + 9)
+    for outcome, count in before.items():
+        grown = value("fedreid_rounds_total", outcome=outcome) - count
+        assert grown == (1 if outcome == str(state.phase) else 0)
+
+
+def test_a_published_round_leaves_its_figures() -> None:
+    metrics.note_round(published(), BEGAN_S + 9)
+    assert value("fedreid_round_last_success_timestamp_seconds") == BEGAN_S + 9
+    assert value("fedreid_silo_aggregation_weight_ratio", silo="b") == 0.75
+    assert value("fedreid_silo_cosine_distance", silo="a") == 0.5
+    assert value("fedreid_distillation_loss", stage="before") == 2.0
+    assert value("fedreid_distillation_loss", stage="after") == 1.5
+
+
+def test_a_failed_round_is_no_success() -> None:
+    metrics.note_round(published(), BEGAN_S)
+    metrics.note_round(ended()[2], BEGAN_S + 500)
+    assert value("fedreid_round_last_success_timestamp_seconds") == BEGAN_S
+
+
+def test_each_phase_is_observed_with_its_duration() -> None:
+    name = "fedreid_round_phase_duration_seconds"
+    before = value(f"{name}_sum", phase="collecting")
+    metrics.note_round(published(), BEGAN_S)
+    assert value(f"{name}_sum", phase="collecting") - before == pytest.approx(5.0)
+
+
+def test_a_round_of_many_silos_makes_one_series_for_each_and_no_more() -> None:
+    names = tuple(f"silo-{n:03d}" for n in range(50))
+    state = opened(*names)
+    for name in names:
+        state = advance(state, update(name), rules(), BEGAN_S)
+    for number in range(3):
+        metrics.note_round(msgspec.structs.replace(state, number=number), BEGAN_S)
+    samples = exposed()["fedreid_silo_cosine_distance"].samples
+    mine = [s for s in samples if s.labels["silo"].startswith("silo-")]
+    assert len(mine) == 50
+
+
+def test_every_metric_is_set_by_somebody() -> None:
+    root = Path(metrics.__file__).parent
+    declared = {
+        name
+        for name, kind in vars(metrics).items()
+        if name.isupper() and hasattr(kind, "describe") and not name.startswith("_")
+    }
+    sources = "".join(path.read_text("utf-8") for path in root.rglob("*.py"))
+    used = {n for n in declared if re.search(rf"\b{n}\b\.(labels|inc|set|observe)", sources)}
+    assert declared == used

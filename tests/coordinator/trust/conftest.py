@@ -1,0 +1,41 @@
+"""Which fixtures do the tests of trust share? A journal, a registry on it, and enrolment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.rounds.journal import Journal
+from coordinator.trust.enrolment import Enrolment
+from coordinator.trust.registry import Registry
+from tests.parties import FakeClock, Federation
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """An empty journal."""
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def clock(federation: Federation) -> FakeClock:
+    """A clock that starts when the federation was founded."""
+    return FakeClock(now=federation.now_s)
+
+
+@pytest.fixture
+def registry(journal: Journal, federation: Federation, clock: FakeClock) -> Registry:
+    """The registry of an empty journal."""
+    return Registry(journal, federation.name, clock)
+
+
+@pytest.fixture
+def enrolment(
+    journal: Journal, registry: Registry, federation: Federation, clock: FakeClock
+) -> Enrolment:
+    """Mints and redeems the federation's tokens."""
+    return Enrolment(
+        journal=journal, registry=registry, authority=federation.authority, clock=clock
+    )

@@ -1,0 +1,221 @@
+"""Does exactly what the federation shares leave, and nothing that the operator keeps?"""
+
+from pathlib import Path
+
+import blake3
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+from fedreid.contract import TrainTask, UpdateReport
+from fedreid.errors import PolicyRefused, StorageError
+from fedreid.names import Digest, RoundNumber, RunName
+from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
+from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, write_model
+from silo_agent.config import Policy
+from silo_agent.egress import Parcel, check_report, check_task, pack, shared_layout
+
+Tensors = dict[str, FloatArray]
+NORMS = ("bn.bias", "bn.running_mean", "bn.running_var", "bn.weight")
+POLICIES: tuple[BatchNormPolicy, ...] = ("pooled", "local", "recalibrated", "reference")
+SECRET = np.frombuffer(b"classifier-row-of-person-0042!!!", dtype=np.float32)
+
+
+def backbone() -> Tensors:
+    return {
+        "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "bn.weight": np.full(2, 1.5, dtype=np.float32),
+        "bn.bias": np.full(2, 2.5, dtype=np.float32),
+        "bn.running_mean": np.full(2, 3.5, dtype=np.float32),
+        "bn.running_var": np.full(2, 4.5, dtype=np.float32),
+    }
+
+
+def layout_of(tensors: Tensors) -> Layout:
+    return Layout.of(TensorSpec(name, values.shape) for name, values in tensors.items())
+
+
+def packed(
+    folder: Path,
+    update: Tensors,
+    *,
+    base: Tensors | None = None,
+    bn: BatchNormPolicy = "pooled",
+    encoding: Encoding = "fp32",
+    batchnorm_statistics: bool = True,
+) -> Parcel:
+    path = folder / "update.safetensors"
+    with path.open("wb") as stream:
+        write_model(stream, update)
+    return pack(
+        folder,
+        path,
+        layout_of(backbone() if base is None else base),
+        bn=bn,
+        encoding=encoding,
+        policy=Policy(batchnorm_statistics=batchnorm_statistics),
+    )
+
+
+def leaving(parcel: Parcel) -> bytes:
+    """Every byte that an upload of the parcel sends."""
+    return parcel.path.read_bytes()[parcel.start :]
+
+
+def task(bn: BatchNormPolicy) -> TrainTask:
+    return TrainTask(
+        run=RunName("spring"),
+        round=RoundNumber(1),
+        base_digest=Digest("a" * 64),
+        seed=0,
+        backbone=BackbonePlan(),
+        training=TrainingPlan(),
+        learning_rate_factor=1.0,
+        bn=bn,
+        upload_encoding="fp32",
+        download_encoding="fp32",
+        evaluate=False,
+        standalone=False,
+        remaining_s=1.0,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+@pytest.mark.parametrize("bn", POLICIES)
+def test_a_classifier_in_the_update_file_never_leaves(
+    tmp_path: Path, encoding: Encoding, bn: BatchNormPolicy
+) -> None:
+    update = backbone() | {"classifier.weight": SECRET, "a.first": SECRET, "zz.last": SECRET}
+    parcel = packed(tmp_path, update, bn=bn, encoding=encoding)
+    assert set(parcel.manifest.layout.names) == backbone().keys()
+    assert SECRET.tobytes() not in leaving(parcel)
+    assert len(leaving(parcel)) == parcel.manifest.byte_count
+
+
+@given(
+    extra=some.dictionaries(
+        some.text("abcdefgh.", min_size=1, max_size=8).filter(lambda n: n not in backbone()),
+        some.just(SECRET),
+        max_size=4,
+    ),
+    encoding=some.sampled_from(["fp32", "bf16"]),
+    bn=some.sampled_from(POLICIES),
+    statistics=some.booleans(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_nothing_that_the_base_model_does_not_name_ever_leaves(
+    tmp_path: Path, extra: Tensors, encoding: Encoding, bn: BatchNormPolicy, statistics: bool
+) -> None:
+    parcel = packed(
+        tmp_path, backbone() | extra, bn=bn, encoding=encoding, batchnorm_statistics=statistics
+    )
+    assert set(parcel.manifest.layout.names) <= backbone().keys()
+    assert SECRET.tobytes() not in leaving(parcel)
+
+
+def test_the_file_itself_is_the_payload_where_all_of_it_leaves_as_it_is(tmp_path: Path) -> None:
+    parcel = packed(tmp_path, backbone())
+    assert parcel.path == tmp_path / "update.safetensors"
+    with TensorFile(parcel.path) as file:
+        assert parcel.start == file.data_offset
+    assert not (tmp_path / "payload").exists()
+
+
+@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+@pytest.mark.parametrize("bn", POLICIES)
+@pytest.mark.parametrize("extra", [{}, {"classifier.weight": SECRET}], ids=["plain", "extra"])
+def test_the_manifest_states_digest_and_size_of_exactly_what_leaves(
+    tmp_path: Path, encoding: Encoding, bn: BatchNormPolicy, extra: Tensors
+) -> None:
+    parcel = packed(
+        tmp_path, backbone() | extra, bn=bn, encoding=encoding, batchnorm_statistics=bn != "local"
+    )
+    sent = leaving(parcel)
+    assert parcel.manifest.payload_digest == blake3.blake3(sent).hexdigest()
+    assert parcel.manifest.byte_count == len(sent)
+    assert parcel.manifest.encoding == encoding
+
+
+def test_local_batch_norm_stays_where_the_policy_keeps_it(tmp_path: Path) -> None:
+    parcel = packed(tmp_path, backbone(), bn="local", batchnorm_statistics=False)
+    assert parcel.manifest.layout.names == ("conv.weight",)
+    assert leaving(parcel) == backbone()["conv.weight"].tobytes()
+
+
+def test_local_batch_norm_leaves_where_the_policy_allows_it(tmp_path: Path) -> None:
+    parcel = packed(tmp_path, backbone(), bn="local", batchnorm_statistics=True)
+    assert set(NORMS) < set(parcel.manifest.layout.names)
+
+
+@pytest.mark.parametrize("bn", POLICIES)
+def test_a_policy_that_keeps_batch_norm_takes_part_in_local_plans_alone(
+    bn: BatchNormPolicy,
+) -> None:
+    check_task(task(bn), Policy())
+    strict = Policy(batchnorm_statistics=False)
+    if bn == "local":
+        check_task(task(bn), strict)
+    else:
+        with pytest.raises(PolicyRefused, match=r"policy\.batchnorm_statistics"):
+            check_task(task(bn), strict)
+
+
+@pytest.mark.parametrize("bn", [policy for policy in POLICIES if policy != "local"])
+def test_what_the_policy_keeps_does_not_leave_even_if_nobody_checked_the_task(
+    tmp_path: Path, bn: BatchNormPolicy
+) -> None:
+    # the one door, by the module's own first sentence: not only the first of two locks
+    try:
+        parcel = packed(tmp_path, backbone(), bn=bn, batchnorm_statistics=False)
+    except PolicyRefused:
+        return
+    assert not set(NORMS) & set(parcel.manifest.layout.names)
+
+
+def test_a_plan_that_changes_its_batch_norm_after_training_takes_nothing_more(
+    tmp_path: Path,
+) -> None:
+    base = backbone()
+    strict = Policy(batchnorm_statistics=False)
+    names = shared_layout(layout_of(base), layout_of(base), bn="local", policy=strict).names
+    assert names == ("conv.weight",)
+
+
+@pytest.mark.parametrize("missing", sorted(backbone()))
+def test_an_update_without_a_tensor_of_the_base_model_is_not_sent(
+    tmp_path: Path, missing: str
+) -> None:
+    update = backbone()
+    del update[missing]
+    with pytest.raises(StorageError, match="other tensors"):
+        packed(tmp_path, update)
+
+
+def test_an_update_of_another_shape_is_not_sent(tmp_path: Path) -> None:
+    update = backbone() | {"conv.weight": np.zeros((3, 2), dtype=np.float32)}
+    with pytest.raises(StorageError, match="other tensors"):
+        packed(tmp_path, update)
+
+
+def test_packing_again_gives_the_same_parcel(tmp_path: Path) -> None:
+    update = backbone() | {"classifier.weight": SECRET}
+    first = packed(tmp_path, update, encoding="bf16")
+    sent = leaving(first)
+    assert packed(tmp_path, update, encoding="bf16") == first
+    assert leaving(first) == sent
+
+
+def test_a_payload_file_is_private(tmp_path: Path) -> None:
+    parcel = packed(tmp_path, backbone(), encoding="bf16")
+    assert parcel.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_silo_with_too_few_images_sends_nothing() -> None:
+    report = UpdateReport(num_images=9, cosine_distance=0.5, train_loss=1.0)
+    check_report(report, Policy(minimum_images=9))
+    with pytest.raises(PolicyRefused, match="demands at least 10"):
+        check_report(report, Policy(minimum_images=10))
+    with pytest.raises(PolicyRefused):
+        check_report(msgspec.structs.replace(report, num_images=1), Policy())

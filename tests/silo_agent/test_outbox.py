@@ -1,0 +1,149 @@
+"""Is a trained round there wholly or not at all, and found again as it was put?"""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fedreid.contract import EvaluationResult, UpdateReport
+from fedreid.errors import StorageError
+from silo_agent.config import Folders
+from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+
+RESULT = EvaluationResult(
+    model="local", rank1=0.5, rank5=0.75, rank10=1.0, map=0.25, minp=0.1, queries=9
+)
+ROUND = FinishedRound(
+    run="spring",
+    round=7,
+    base_digest="b" * 64,
+    bn="local",
+    encoding="bf16",
+    report=UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0),
+    num_identities=3,
+    evaluations=(RESULT,),
+)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Outbox:
+    """An empty outbox."""
+    return Outbox(Folders(tmp_path))
+
+
+def numbered(number: int, *, run: str = "spring", base: str = "b") -> FinishedRound:
+    return msgspec.structs.replace(ROUND, run=run, round=number, base_digest=base * 64)
+
+
+def trained(outbox: Outbox, finished: FinishedRound, data: bytes = b"update") -> FinishedRound:
+    built = outbox.begin(finished.run, finished.round)
+    (built / UPDATE_FILE).write_bytes(data)
+    (built / "private").mkdir()
+    (built / "private" / "classifier").write_bytes(b"never leaves")
+    outbox.put(built, finished)
+    return finished
+
+
+def test_a_trained_round_is_found_again_after_a_restart(outbox: Outbox, tmp_path: Path) -> None:
+    trained(outbox, ROUND)
+    again = Outbox(Folders(tmp_path))
+    assert again.find("spring", 7, "b" * 64) == ROUND
+    assert (again.folder(ROUND) / UPDATE_FILE).read_bytes() == b"update"
+    assert (again.folder(ROUND) / "private" / "classifier").read_bytes() == b"never leaves"
+
+
+def test_a_round_that_is_still_trained_is_not_there(outbox: Outbox) -> None:
+    built = outbox.begin("spring", 7)
+    (built / UPDATE_FILE).write_bytes(b"half")
+    assert outbox.find("spring", 7, "b" * 64) is None
+    assert outbox.newest("spring") is None
+    assert outbox.last() is None
+
+
+def test_what_a_killed_training_left_is_removed_before_the_next(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    (outbox.begin("spring", 6) / UPDATE_FILE).write_bytes(b"half")
+    built = outbox.begin("spring", 7)
+    assert names_in(built) == []
+    assert names_in(tmp_path / "rounds") == [built.name]
+    assert built.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_crash_while_a_round_is_put_leaves_none_of_it(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", power_cut)
+        with pytest.raises(StorageError):
+            trained(outbox, ROUND)
+    assert outbox.find("spring", 7, "b" * 64) is None
+    trained(outbox, ROUND)
+    assert outbox.find("spring", 7, "b" * 64) == ROUND
+
+
+def test_a_round_trained_from_another_model_is_not_the_one(outbox: Outbox) -> None:
+    trained(outbox, ROUND)
+    assert outbox.find("spring", 7, "c" * 64) is None
+    assert outbox.find("spring", 8, "b" * 64) is None
+    assert outbox.find("summer", 7, "b" * 64) is None
+
+
+def test_a_round_that_is_trained_again_takes_its_own_place(outbox: Outbox) -> None:
+    trained(outbox, ROUND, b"first")
+    again = numbered(7, base="c")
+    trained(outbox, again, b"second")
+    assert outbox.find("spring", 7, "b" * 64) is None
+    assert outbox.find("spring", 7, "c" * 64) == again
+    assert (outbox.folder(again) / UPDATE_FILE).read_bytes() == b"second"
+
+
+def test_the_newest_round_is_the_one_with_the_highest_number_of_its_run(outbox: Outbox) -> None:
+    for number in (9, 10, 8):
+        trained(outbox, numbered(number))
+    trained(outbox, numbered(99, run="summer"))
+    assert outbox.newest("spring") == numbered(10)
+    assert outbox.newest("spring", before=10) == numbered(9)
+    assert outbox.newest("spring", before=8) is None
+    assert outbox.newest("winter") is None
+
+
+def test_the_last_round_is_the_one_that_was_trained_last(outbox: Outbox) -> None:
+    for age, finished in enumerate((numbered(9, run="summer"), numbered(3))):
+        trained(outbox, finished)
+        note = outbox.folder(finished) / "round.json"
+        os.utime(note, (1000 + age, 1000 + age))
+    assert outbox.last() == numbered(3)
+
+
+def test_older_rounds_of_the_run_go_and_all_others_stay(outbox: Outbox) -> None:
+    kept = [numbered(8), numbered(9), numbered(1, run="summer"), numbered(1, run="spring-2")]
+    for finished in [numbered(6), numbered(7), *kept]:
+        trained(outbox, finished)
+    outbox.remove_before(numbered(8))
+    assert outbox.find("spring", 7, "b" * 64) is None
+    assert outbox.find("spring", 6, "b" * 64) is None
+    for finished in kept:
+        assert outbox.find(finished.run, finished.round, "b" * 64) == finished
+
+
+def test_a_damaged_note_is_told_with_what_to_do(outbox: Outbox) -> None:
+    trained(outbox, ROUND)
+    (outbox.folder(ROUND) / "round.json").write_bytes(b"{")
+    with pytest.raises(StorageError, match="Remove"):
+        outbox.find("spring", 7, "b" * 64)
+
+
+def test_a_folder_that_is_no_round_is_in_nobodys_way(outbox: Outbox, tmp_path: Path) -> None:
+    trained(outbox, ROUND)
+    (tmp_path / "rounds" / "notes-of-the-operator").mkdir()
+    (tmp_path / "rounds" / "file").write_bytes(b"")
+    assert outbox.newest("spring") == ROUND

@@ -1,0 +1,305 @@
+"""Does a token become this silo's identity once, through real TLS, whatever breaks in between?"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from fedreid.errors import (
+    ConnectionFailed,
+    FedreidError,
+    IdentityBroken,
+    TokenRefused,
+    TrustError,
+    grpc_status_name,
+)
+from fedreid.names import Principal, Role
+from fedreid.pki.certificates import key_fingerprint, key_from_pem, requested_key, to_pem
+from fedreid.pki.identity import Identity, IdentityStore
+from fedreid.pki.tokens import JoinToken
+from fedreid.v1 import enrolment_pb2, enrolment_pb2_grpc
+from fedreid.wire.failures import failure_metadata
+from silo_agent.config import Folders, Membership, load_membership
+from silo_agent.trust.join import enrol
+from tests.parties import HOUR_S, FakeClock, Federation
+
+MODEL_KEY = bytes(range(32))
+SECRET = "s3cret"
+Change = Callable[["FakeCoordinator"], None]
+
+
+class FakeCoordinator(enrolment_pb2_grpc.EnrolmentServicer):
+    """Issues certificates as told, and remembers who asked."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self.issues_as = federation
+        self.name = "north"
+        self.error: FedreidError | None = None
+        self.loses_the_answer = False
+        self.fingerprints: list[str] = []
+        self.secrets: list[str] = []
+        self.address = ""
+
+    @asynccontextmanager
+    async def serving(self, identity: Identity | None = None) -> AsyncIterator[None]:
+        identity = identity or self._federation.server()
+        server = grpc.aio.server()
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self, server)
+        credentials = grpc.ssl_server_credentials(
+            [(identity.key_pem, identity.certificate_pem)],
+            root_certificates=self._federation.authority.certificate_pem,
+            require_client_auth=True,
+        )
+        self.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+
+    async def Enrol(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Issue a certificate for the key of the request."""
+        key = requested_key(request.csr_der)
+        self.fingerprints.append(key_fingerprint(key))
+        self.secrets.append(request.secret)
+        if self.error is not None:
+            await context.abort(
+                grpc.StatusCode[grpc_status_name(self.error)],
+                str(self.error),
+                failure_metadata(self.error.code, ""),
+            )
+        if self.loses_the_answer:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
+        certificate = self.issues_as.authority.issue(
+            Principal(federation=self._federation.name, role=Role.SILO, name=self.name),
+            key,
+            now_s=self._federation.now_s,
+            life_s=HOUR_S,
+        )
+        return enrolment_pb2.EnrolResponse(
+            certificate_pem=to_pem(certificate),
+            authorities_pem=self._federation.authority.certificate_pem,
+            model_key=MODEL_KEY,
+        )
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    """An agent's data folder that is not there yet."""
+    return Folders(tmp_path / "agent")
+
+
+@pytest.fixture
+def coordinator(federation: Federation) -> FakeCoordinator:
+    """A coordinator that issues certificates."""
+    return FakeCoordinator(federation)
+
+
+@pytest.fixture
+def token(federation: Federation) -> JoinToken:
+    """A fresh token."""
+    bootstrap = federation.leaf(Role.BOOTSTRAP, "north")
+    return JoinToken(
+        silo="north",
+        coordinator="127.0.0.1:1",
+        secret=SECRET,
+        expires_at_s=federation.now_s + HOUR_S,
+        bootstrap_key_pem=bootstrap.key_pem,
+        bootstrap_certificate_pem=bootstrap.certificate_pem,
+        authorities_pem=federation.authority.certificate_pem,
+    )
+
+
+@pytest.fixture
+def clock(federation: Federation) -> FakeClock:
+    """A clock that stands at the federation's founding."""
+    return FakeClock(now=federation.now_s)
+
+
+def joined(
+    folders: Folders,
+    token: JoinToken,
+    clock: FakeClock,
+    coordinator: FakeCoordinator,
+    *,
+    server: Identity | None = None,
+) -> Membership:
+    async def run() -> Membership:
+        async with coordinator.serving(server), asyncio.timeout(20):
+            return await enrol(folders, token, coordinator.address, clock)
+
+    return asyncio.run(run())
+
+
+def test_a_token_becomes_an_identity_and_a_membership(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    membership = joined(folders, token, clock, coordinator)
+    assert membership == Membership(federation="harbour", silo="north", model_key=MODEL_KEY)
+    assert load_membership(folders) == membership
+    identity = IdentityStore(folders.identity).load()
+    assert identity.holder().principal.uri == "spiffe://harbour/silo/north"
+    assert coordinator.secrets == [SECRET]
+
+
+def test_the_key_is_made_here_and_stays_here(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    joined(folders, token, clock, coordinator)
+    key = key_from_pem(IdentityStore(folders.identity).load().key_pem)
+    assert coordinator.fingerprints == [key_fingerprint(key.public_key())]
+    assert not folders.pending_key.exists()
+
+
+def test_everything_that_is_secret_is_private(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.loses_the_answer = True
+    with pytest.raises(ConnectionFailed):
+        joined(folders, token, clock, coordinator)
+    assert folders.pending_key.stat().st_mode & 0o777 == 0o600
+    assert folders.root.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_key_is_on_the_disk_before_the_request_is_sent(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.loses_the_answer = True
+    with pytest.raises(ConnectionFailed):
+        joined(folders, token, clock, coordinator)
+    pending = key_from_pem(folders.pending_key.read_bytes())
+    assert coordinator.fingerprints == [key_fingerprint(pending.public_key())]
+
+
+def test_an_attempt_whose_answer_was_lost_is_repeated_with_the_same_key(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.loses_the_answer = True
+    for _ in range(2):
+        with pytest.raises(ConnectionFailed):
+            joined(folders, token, clock, coordinator)
+        assert not IdentityStore(folders.identity).exists()
+    coordinator.loses_the_answer = False
+    joined(folders, token, clock, coordinator)
+    assert len(coordinator.fingerprints) == 3
+    assert len(set(coordinator.fingerprints)) == 1
+
+
+def test_a_crash_after_the_answer_is_made_good_with_the_same_key(
+    folders: Folders,
+    token: JoinToken,
+    clock: FakeClock,
+    coordinator: FakeCoordinator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def power_cut(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IdentityStore, "save", power_cut)
+        with pytest.raises(ZeroDivisionError):
+            joined(folders, token, clock, coordinator)
+    joined(folders, token, clock, coordinator)
+    assert len(set(coordinator.fingerprints)) == 1
+    assert IdentityStore(folders.identity).exists()
+
+
+def test_an_expired_token_is_not_even_sent(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    clock.move(HOUR_S)
+    with pytest.raises(TokenRefused, match="expired"):
+        joined(folders, token, clock, coordinator)
+    assert coordinator.secrets == []
+    assert not folders.root.exists()
+
+
+def test_a_refusal_of_the_coordinator_is_told_as_it_is(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.error = TokenRefused("The join token was already used by another key")
+    with pytest.raises(TokenRefused, match="already used"):
+        joined(folders, token, clock, coordinator)
+    assert not IdentityStore(folders.identity).exists()
+
+
+def test_the_secret_is_not_sent_to_a_coordinator_of_another_authority(
+    folders: Folders,
+    token: JoinToken,
+    clock: FakeClock,
+    coordinator: FakeCoordinator,
+    federation: Federation,
+) -> None:
+    impostor = Federation.founded(now_s=federation.now_s, name=federation.name)
+    with pytest.raises(ConnectionFailed, match="not issued by this federation"):
+        joined(folders, token, clock, coordinator, server=impostor.server())
+    assert coordinator.secrets == []
+
+
+def test_the_secret_is_not_sent_to_a_silo_that_plays_the_coordinator(
+    folders: Folders,
+    token: JoinToken,
+    clock: FakeClock,
+    coordinator: FakeCoordinator,
+    federation: Federation,
+) -> None:
+    # a client certificate of the right authority, even one that names the host
+    silo = federation.leaf(Role.SILO, "south", hostnames=("127.0.0.1",))
+    with pytest.raises(ConnectionFailed):
+        joined(folders, token, clock, coordinator, server=silo)
+    assert coordinator.secrets == []
+
+
+def test_the_secret_is_not_sent_to_a_host_that_the_certificate_does_not_name(
+    folders: Folders,
+    token: JoinToken,
+    clock: FakeClock,
+    coordinator: FakeCoordinator,
+    federation: Federation,
+) -> None:
+    elsewhere = federation.leaf(Role.COORDINATOR, "coordinator", hostnames=("elsewhere.example",))
+    with pytest.raises(ConnectionFailed):
+        joined(folders, token, clock, coordinator, server=elsewhere)
+    assert coordinator.secrets == []
+
+
+def test_a_certificate_of_another_authority_is_not_kept(
+    folders: Folders,
+    token: JoinToken,
+    clock: FakeClock,
+    coordinator: FakeCoordinator,
+    federation: Federation,
+) -> None:
+    coordinator.issues_as = Federation.founded(now_s=federation.now_s, name=federation.name)
+    with pytest.raises(IdentityBroken):
+        joined(folders, token, clock, coordinator)
+    assert not IdentityStore(folders.identity).exists()
+    assert folders.pending_key.exists()
+
+
+def test_a_certificate_of_another_silo_than_the_tokens_is_not_kept(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.name = "somebody-else"
+    with pytest.raises(TrustError):
+        joined(folders, token, clock, coordinator)
+    assert not IdentityStore(folders.identity).exists()
+
+
+def test_nobody_at_the_address_is_a_connection_that_failed(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    async def run() -> None:
+        async with coordinator.serving():
+            pass
+        await enrol(folders, token, coordinator.address, clock)
+
+    with pytest.raises(ConnectionFailed):
+        asyncio.run(run())
+    assert folders.pending_key.exists()
