@@ -110,7 +110,7 @@ def test_only_a_failed_connection_is_retryable() -> None:
 
 def test_an_error_reads_as_sentences() -> None:
     error = FedreidError("It broke", why="the cause", next_step="Do this")
-    assert str(error) == "It broke. the cause. Do this."
+    assert str(error) == "It broke: the cause. Do this."
     assert str(FedreidError("It broke.", next_step="Did you mean that?")) == (
         "It broke. Did you mean that?"
     )

@@ -1,7 +1,5 @@
 """What does colour alone achieve? The baseline that a trained net has to beat."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

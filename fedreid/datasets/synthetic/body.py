@@ -6,8 +6,6 @@ x to their left, y up from the ground, z forward. Letters: K control rings, 3 sp
 
 # ruff: noqa: N815  (shape letters stand in names, in fields too)
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias

@@ -5,8 +5,6 @@ Letters: H W pixels, 3 colour. Colours are linear light until `develop`.
 
 # ruff: noqa: N815  (shape letters stand in names, in fields too)
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from io import BytesIO
 

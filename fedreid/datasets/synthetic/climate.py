@@ -4,8 +4,6 @@ Four places that differ as the paper's datasets do. Palettes are short on purpos
 of a silo share their colours, so that colour alone does not tell them apart.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TypeAlias
 

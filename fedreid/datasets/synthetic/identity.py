@@ -1,7 +1,5 @@
 """What does one person look like, in every camera and on every day?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -155,7 +153,8 @@ def _layer(rng: np.random.Generator, climate: Climate, top: Cloth) -> tuple[Clot
 
 
 def _bottom_share(rng: np.random.Generator, bare: bool, skirt: bool) -> float:
-    if skirt:  # bare legs, or tights in the second colour of nothing: the leg itself is trousers
+    """How much of the leg is covered; under a skirt, all by leggings of its cloth or nothing."""
+    if skirt:
         return 0.0 if bare or rng.random() < 0.5 else 0.97
     return float(rng.choice((0.42, 0.56, 0.97))) if bare else 0.97
 

@@ -1,7 +1,5 @@
 """How does one image come about, from its place in the plan to JPEG bytes?"""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import lru_cache
 
@@ -12,7 +10,7 @@ from fedreid.datasets.synthetic.camera import Camera, develop, draw_camera
 from fedreid.datasets.synthetic.climate import CLIMATES, Climate
 from fedreid.datasets.synthetic.cloth import Floats
 from fedreid.datasets.synthetic.draws import generator
-from fedreid.datasets.synthetic.identity import Identity, draw_identity
+from fedreid.datasets.synthetic.identity import draw_identity
 from fedreid.datasets.synthetic.pose import draw_pose
 from fedreid.datasets.synthetic.raster import Light, View, draw_parts, extent
 from fedreid.datasets.synthetic.scene import (
@@ -113,7 +111,7 @@ def _with_bystander(
     rng: np.random.Generator,
 ) -> Floats:
     """Somebody else who walks behind the person and is cut by the box."""
-    other: Identity = draw_identity(rng, climate)
+    other = draw_identity(rng, climate)
     height, width, _ = scene_HW3.shape
     farther = float(rng.uniform(0.8, 0.95))
     beside = float(rng.choice((-1.0, 1.0)) * rng.uniform(0.3, 0.65))

@@ -4,8 +4,6 @@ Metres, in the person's own frame: x to their left, y up from the ground, z forw
 space.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 Parts are sampled on grids finer than the pixels, the samples splatted into a depth buffer, and only
 the samples that survive are painted and lit. Everything is a broadcast of a part's rings against
-its angles; there is no matrix product, so no BLAS threads.
+its angles: there is no matrix product large enough for BLAS to start threads.
 
 Letters: H W pixels, T rings along a part, A angles about it, N visible samples, 3 space or colour.
 Camera frame: x right, y up, z towards the camera, metres, origin on the ground below the person.
@@ -10,10 +10,9 @@ Camera frame: x right, y up, z towards the camera, metres, origin on the ground 
 
 # ruff: noqa: N815  (shape letters stand in names, in fields too)
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -46,13 +45,21 @@ class View:
 
     def turned(self, vectors_x3: Floats) -> Floats:
         """Vectors of the person's frame in the camera frame."""
-        x, y, z = np.moveaxis(np.asarray(vectors_x3, np.float64), -1, 0)
-        cos_yaw, sin_yaw = np.cos(self.yaw), np.sin(self.yaw)
-        side, ahead = x * cos_yaw + z * sin_yaw, z * cos_yaw - x * sin_yaw
-        cos_pitch, sin_pitch = np.cos(self.pitch), np.sin(self.pitch)
-        return np.stack(
-            (side, y * cos_pitch - ahead * sin_pitch, y * sin_pitch + ahead * cos_pitch), axis=-1
+        turned_x3: Floats = vectors_x3 @ _axes(self.yaw, self.pitch)
+        return turned_x3
+
+
+@lru_cache(maxsize=8)
+def _axes(yaw: float, pitch: float) -> Floats:
+    """The person's axes, row by row, in the camera frame."""
+    cos_yaw, sin_yaw, cos_pitch, sin_pitch = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
+    return np.array(
+        (
+            (cos_yaw, sin_yaw * sin_pitch, -sin_yaw * cos_pitch),
+            (0.0, cos_pitch, sin_pitch),
+            (sin_yaw, -cos_yaw * sin_pitch, cos_yaw * cos_pitch),
         )
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

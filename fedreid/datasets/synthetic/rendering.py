@@ -1,7 +1,5 @@
 """How do the planned images get onto the disk, quickly and the same every time?"""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """Which images make up the federation, and under which names?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """What synthetic data is asked for, and what was made?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -16,21 +16,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from coordinator.config import Config, initialise
-from coordinator.folders import Folders
 from coordinator.metrics import ACCESS_DENIED
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
-from coordinator.server import Coordinator
 from coordinator.trust import access
 from coordinator.trust.access import Access, calling_admin, calling_silo
 from coordinator.trust.registry import ACTIVE, LEFT, REVOKED, Registry
 from coordinator.trust.tls import server_credentials
-from fedreid.clock import SystemClock
 from fedreid.errors import AccessDenied, Refusal, UpdateRefused
 from fedreid.names import Role
-from fedreid.pki.certificates import key_to_pem, make_request, new_key
-from fedreid.pki.identity import Identity, IdentityStore
-from fedreid.pki.tokens import JoinToken, decode
+from fedreid.pki.certificates import make_request, new_key
+from fedreid.pki.identity import Identity
 from fedreid.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -41,6 +36,7 @@ from fedreid.v1 import (
     tensors_pb2,
 )
 from silo_agent.trust.channel import calling
+from tests.coordinator.trust.assembled import Assembled, lived
 from tests.coordinator.trust.callers import (
     CALL_S,
     SERVICES,
@@ -535,92 +531,10 @@ def test_any_other_version_of_tls_is_denied_and_so_is_none(house: House) -> None
 # The assembled coordinator
 
 
-class Assembled:
-    """The coordinator as ``coordinator serve`` puts it together."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folders = Folders(folder)
-        config = Config(
-            federation="harbour",
-            hostnames=("127.0.0.1",),
-            listen="127.0.0.1:0",
-            metrics="127.0.0.1:0",
-        )
-        initialise(self.folders, config, SystemClock())
-        self._config = config
-        self.admin = IdentityStore(self.folders.admin).load()
-        self.address = ""
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        stop = asyncio.Event()
-        ready: asyncio.Queue[str] = asyncio.Queue()
-        serving = asyncio.create_task(
-            Coordinator(self.folders, self._config).serve(
-                self._config, stop=stop, say=ready.put_nowait
-            )
-        )
-        assert "serving" in await ready.get()
-        self.address = self.folders.endpoint.read_text().strip()
-        try:
-            yield
-        finally:
-            stop.set()
-            await serving
-
-    @asynccontextmanager
-    async def channel(self, identity: Identity) -> AsyncIterator[grpc.aio.Channel]:
-        async with grpc.aio.secure_channel(self.address, credentials(identity)) as channel:
-            yield channel
-
-    async def token(self, silo: str) -> JoinToken:
-        async with self.channel(self.admin) as channel:
-            answer = await admin_pb2_grpc.AdminStub(channel).CreateToken(
-                admin_pb2.CreateTokenRequest(silo=silo, ttl_s=60, coordinator=self.address)
-            )
-        return decode(answer.token)
-
-    async def enrolled(self, silo: str) -> Identity:
-        token = await self.token(silo)
-        key = new_key()
-        async with self.channel(token.identity()) as channel:
-            answer = await enrolment_pb2_grpc.EnrolmentStub(channel).Enrol(
-                enrolment_pb2.EnrolRequest(secret=token.secret, csr_der=make_request(key))
-            )
-        return Identity(
-            key_pem=key_to_pem(key),
-            certificate_pem=answer.certificate_pem,
-            authorities_pem=answer.authorities_pem,
-        )
-
-    async def until_it_is(self, silo: str, phase: str) -> None:
-        """Ask until the coordinator has heard that the silo is in ``phase``."""
-        async with self.channel(self.admin) as channel:
-            stub = admin_pb2_grpc.AdminStub(channel)
-            while True:
-                listed = (await stub.ListSilos(admin_pb2.ListSilosRequest())).silos
-                if (silo, phase) in {(row.name, row.phase) for row in listed}:
-                    return
-
-    async def revoke(self, silo: str) -> None:
-        async with self.channel(self.admin) as channel:
-            await admin_pb2_grpc.AdminStub(channel).RevokeSilo(
-                admin_pb2.RevokeSiloRequest(silo=silo), timeout=CALL_S
-            )
-
-
 @pytest.fixture
 def coordinator(tmp_path: Path) -> Iterator[Assembled]:
     """A coordinator's data folder, ready to serve."""
     yield Assembled(tmp_path / "coordinator")
-
-
-def lived(coordinator: Assembled, story: Callable[[Assembled], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with coordinator.serving(), asyncio.timeout(30):
-            await story(coordinator)
-
-    asyncio.run(run())
 
 
 def test_every_call_of_the_assembled_coordinator_is_behind_the_wrapper(

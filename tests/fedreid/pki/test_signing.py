@@ -40,7 +40,11 @@ def test_a_signature_with_one_byte_changed_is_refused(place: int, change: int) -
     refused(PUBLIC, RELEASE, bytes(changed))
 
 
-@pytest.mark.parametrize("signature", [b"", b"\0" * 64, SIGNATURE[:-1], SIGNATURE + b"\0"])
+@pytest.mark.parametrize(
+    "signature",
+    [b"", b"\0" * 64, SIGNATURE[:-1], SIGNATURE + b"\0"],
+    ids=["none", "zeros", "shorter", "longer"],
+)
 def test_what_is_no_signature_is_refused(signature: bytes) -> None:
     refused(PUBLIC, RELEASE, signature)
 
@@ -51,7 +55,11 @@ def test_the_signature_of_another_coordinator_is_refused() -> None:
     refused(public_bytes(other), RELEASE, SIGNATURE)
 
 
-@pytest.mark.parametrize("public", [b"", b"short", PUBLIC + b"\0", b"\0" * 32])
+@pytest.mark.parametrize(
+    "public",
+    [b"", b"short", PUBLIC + b"\0", b"\0" * 32],
+    ids=["none", "shorter", "longer", "zeros"],
+)
 def test_what_is_no_public_key_refuses_everything(public: bytes) -> None:
     refused(public, RELEASE, SIGNATURE)
 
