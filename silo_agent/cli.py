@@ -119,6 +119,18 @@ def report(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     print_report(Folders(data.resolve()), as_json=as_json)
 
 
+@app.command()
+def leave(data: Data = DEFAULT_DATA) -> None:
+    """Leave the federation: nothing of this silo is counted any more; local state stays."""
+    launch.prepare()
+    from silo_agent.config import Folders, load_config
+    from silo_agent.trust.join import leave as leave_federation
+
+    folders = Folders(data.resolve())
+    asyncio.run(leave_federation(folders, load_config(folders).coordinator))
+    say("this silo has left; to come back, join with a new token")
+
+
 @data_app.command("check")
 def data_check(
     path: Annotated[Path, typer.Argument(help="Folder of images.")],

@@ -1,4 +1,4 @@
-"""How does a join token become this silo's identity?"""
+"""How does a join token become this silo's identity, and how does a silo go?"""
 
 from fedreid import __version__
 from fedreid.clock import Clock
@@ -8,7 +8,7 @@ from fedreid.limits import CALL_S
 from fedreid.pki.certificates import PrivateKey, key_from_pem, key_to_pem, make_request, new_key
 from fedreid.pki.identity import Identity, IdentityStore
 from fedreid.pki.tokens import JoinToken
-from fedreid.v1 import enrolment_pb2, enrolment_pb2_grpc
+from fedreid.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc
 from silo_agent.config import Folders, Membership, save_membership
 from silo_agent.trust.channel import calling, connected
 
@@ -60,3 +60,18 @@ def _pending_key(folders: Folders) -> PrivateKey:
     key = new_key()
     write_bytes(folders.pending_key, key_to_pem(key), mode=0o600)
     return key
+
+
+async def leave(folders: Folders, address: str) -> None:
+    """Take this silo out of its federation; its key and local state stay where they are.
+
+    Raises:
+        IdentityMissing, IdentityBroken: it has no usable identity.
+        ConnectionFailed, AccessDenied: the coordinator is away, or does not know it any more.
+    """
+    identity = IdentityStore(folders.identity).load()
+    async with connected(address, identity) as channel:
+        with calling(address):
+            await federation_pb2_grpc.FederationStub(channel).Leave(
+                federation_pb2.LeaveRequest(), timeout=CALL_S
+            )

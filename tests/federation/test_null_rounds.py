@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.federation import LocalFederation
+from fedreid.errors import ExitCode
 from fedreid.v1 import admin_pb2
 from tests.federation.conftest import Founding, write_plan
 from tests.federation.test_learning import finished
@@ -72,6 +73,30 @@ def test_under_bn_local_a_policy_keeps_batchnorm_at_home(found: Founding, tmp_pa
         (state,) = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
     assert len(state.participants) == 2
     assert state.phase == "published"
+
+
+def test_a_silo_that_leaves_or_is_revoked_counts_no_more(found: Founding, tmp_path: Path) -> None:
+    local = found(silos=3)
+    staying, leaving, revoked = local.silos
+    agents = {silo: local.join_without_training(silo) for silo in local.silos}
+    quorum = {"min_silos": 1, "deadline_s": 120.0, "phase_deadline_s": 60.0}
+    local.start_run(write_plan(tmp_path / "plan.toml", rounds=50, quorum=quorum))
+    local.wait_until(lambda run: len(run.round.participants) == 3, timeout_s=_RUN_S)
+    agents[leaving].stop()
+    local.command("silo_agent", "leave", "--data", str(local.agent_data(leaving)))
+    local.command("coordinator", "silo", "revoke", revoked, "--data", str(local.data))
+    with local.admin() as admin:
+        after = admin.GetRun(admin_pb2.GetRunRequest()).round.number
+    assert agents[revoked].wait(60.0) == ExitCode.TRUST
+    assert "is revoked" in local.agents.pop(revoked).log
+    local.wait_until(lambda run: run.round.number > after + 2, timeout_s=_RUN_S)
+    local.command("coordinator", "run", "stop", "--data", str(local.data))
+    with local.admin() as admin:
+        rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+        states = {s.name: s.state for s in admin.ListSilos(admin_pb2.ListSilosRequest()).silos}
+    late = [state for state in rounds if state.number > after]
+    assert late and all([p.silo for p in s.participants] in ([staying], []) for s in late)
+    assert states == {staying: "active", leaving: "left", revoked: "revoked"}
 
 
 def test_memory_stays_small_with_resnet50(found: Founding, tmp_path: Path) -> None:
