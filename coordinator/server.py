@@ -62,6 +62,7 @@ class Coordinator:
         presence = Presence(clock)
         key = signing_key(folders.model_key.read_bytes())
         models = Models(folders.models, self._journal, federation, key)
+        self._access = Access(registry)
         phases = Phases(
             federation=federation,
             folders=folders,
@@ -76,6 +77,7 @@ class Coordinator:
             registry=registry,
             presence=presence,
             phases=phases,
+            end_calls=self._access.end_calls,
             clock=clock,
         )
         self._enrolment = Enrolment(
@@ -84,7 +86,6 @@ class Coordinator:
             authority=load_authority(folders),
             clock=clock,
         )
-        self._access = Access(registry)
         self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
         self._federation = FederationServicer(
             federation=federation,

@@ -136,12 +136,16 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if not is_digest(request.model_digest):
             raise RunError("A model is named by its digest")
         digest = Digest(request.model_digest)
-        async with self._downloads:
-            release = await off_loop(self._models.signed_release, digest, encoding)
-            yield federation_pb2.FetchModelResponse(release=release)
-            async for chunk in self._models.chunks(digest, encoding, request.offset):
-                yield federation_pb2.FetchModelResponse(chunk=chunk)
-                self._conductor.downloaded(len(chunk.data))
+        release = await off_loop(self._models.signed_release, digest, encoding)
+        yield federation_pb2.FetchModelResponse(release=release)
+        chunks = self._models.chunks(digest, encoding, request.offset)
+        while True:
+            async with self._downloads:  # held while a chunk is read, not while it is sent
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            yield federation_pb2.FetchModelResponse(chunk=chunk)
+            self._conductor.downloaded(len(chunk.data))
 
     async def OpenUpload(  # noqa: N802
         self, request: federation_pb2.OpenUploadRequest, context: Any

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
@@ -56,13 +57,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(_printable(cell)) for cell in row))
     out.print(table)
+
+
+def _printable(text: str) -> str:
+    """Without control characters: some cells hold what a silo calls itself."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def say(line: str) -> None:
     """Print one line of progress."""
-    out.print(line, markup=False, soft_wrap=True)
+    out.print(_printable(line), markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ coordinator finds itself in the same phase of the same round and does it again.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from coordinator import metrics
 from coordinator.folders import Folders
@@ -28,7 +29,7 @@ from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import Registry
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
-from fedreid.errors import FedreidError, JobFailed, RunError
+from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
 from fedreid.files import remove_folder
 from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_ATTEMPTS, JOB_RETRY_S
 from fedreid.names import Digest, SiloName, check_label
@@ -51,6 +52,7 @@ class Conductor:
         registry: Registry,
         presence: Presence,
         phases: Phases,
+        end_calls: Callable[[str], None],
         clock: Clock,
     ) -> None:
         self._folders = folders
@@ -59,6 +61,7 @@ class Conductor:
         self._registry = registry
         self._presence = presence
         self._phases = phases
+        self._end_calls = end_calls
         self._clock = clock
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -180,6 +183,7 @@ class Conductor:
     async def silo_gone(self, silo: SiloName, state: str) -> None:
         """A silo leaves or is revoked: from now on nothing of it counts."""
         await off_loop(self._registry.set_state, silo, state)
+        self._end_calls(silo)
         self._presence.gone(silo)
         await self.apply(SiloGone(silo=silo))
 
@@ -198,16 +202,22 @@ class Conductor:
     async def save_evaluations(
         self, silo: SiloName, run: str, number: int, results: list[EvaluationResult]
     ) -> None:
-        """Store what a silo measured."""
+        """Store what a silo measured.
+
+        Raises:
+            UpdateRefused: the run is not the current one, or has no such round.
+        """
+        newest = 0 if self.round is None else self.round.number
+        if self.run is None or run != self.run.name or not 0 <= number <= newest:
+            raise UpdateRefused(Refusal.REPORT, "The figures are of a run or round that is not on")
         rows = [
             EvaluationRow(run=run, round=number, silo=silo, result=result) for result in results
         ]
         await off_loop(self._journal.save_evaluations, rows)
-        if self.run is not None and run == self.run.name:
-            for row in rows:
-                self._remember_evaluation(row)
-            if not rows:  # the silo has no query with a match: there is nothing to wait for
-                self._evaluated.add((number, silo))
+        for row in rows:
+            self._remember_evaluation(row)
+        if not rows:  # the silo has no query with a match: there is nothing to wait for
+            self._evaluated.add((number, silo))
         self._notify()
 
     def awaited_evaluations(self) -> list[str]:

@@ -80,7 +80,7 @@ class Opening:
 
 
 class Intake:
-    """Receives updates: at most a few at once, one of each silo."""
+    """Receives updates: one of each silo, the work on a few at once."""
 
     def __init__(self, *, folders: Folders, models: Models, conductor: Conductor) -> None:
         self._folders = folders
@@ -103,6 +103,8 @@ class Intake:
         await off_loop(self._check_form, announcement, self._conductor.plan)
         self._announced[announcement.silo] = announcement
         part = self._part_path(announcement)
+        if announcement.silo not in self._busy:
+            self._remove_other_parts(announcement.silo, part)
         held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
@@ -124,8 +126,7 @@ class Intake:
             raise RunError("Another upload of this silo is under way")
         self._busy.add(silo)
         try:
-            async with self._slots:
-                return await self._receive(announcement, chunks)
+            return await self._receive(announcement, chunks)
         finally:
             self._busy.discard(silo)
 
@@ -152,7 +153,8 @@ class Intake:
         file = await off_loop(PartialFile, part, prefix=_prefix(manifest), size=manifest.byte_count)
         try:
             async for chunk in chunks:
-                await off_loop(file.write, chunk)
+                async with self._slots:
+                    await off_loop(file.write, chunk)
                 INTAKE_BYTES.inc(len(chunk.data))
             await off_loop(file.finish, manifest.payload_digest)
         finally:
@@ -163,7 +165,8 @@ class Intake:
         state = self._conductor.round
         if self._standing(announcement) is not Standing.SEND or state is None:
             return Standing.STALE
-        await off_loop(self._admit, announcement, part, state, self._conductor.plan)
+        async with self._slots:
+            await off_loop(self._admit, announcement, part, state, self._conductor.plan)
         await self._conductor.apply(
             UpdateAccepted(
                 update=Accepted(
@@ -224,6 +227,12 @@ class Intake:
                 Refusal.NOT_INVITED, f"The silo {announcement.silo} is not part of this round"
             )
         return Standing.SEND if state.wants(announcement.silo) else Standing.STALE
+
+    def _remove_other_parts(self, silo: SiloName, kept: Path) -> None:
+        """One unfinished update of each silo at a time, so that none can fill the disk."""
+        for path in kept.parent.glob(f"{silo}-*.part"):
+            if path != kept and path.name.removesuffix(".part").rpartition("-")[0] == silo:
+                path.unlink(missing_ok=True)
 
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from coordinator.rounds.machine import RoundState
 from fedreid.contract import EvaluationResult
-from fedreid.errors import StorageError
+from fedreid.errors import StorageError, TokenRefused
 
 _metadata = sa.MetaData()
 _silos = sa.Table(
@@ -155,9 +155,10 @@ class Journal:
         return [SiloRow(**row) for row in self._rows(sa.select(_silos).order_by(_silos.c.name))]
 
     def set_silo_state(self, name: str, state: str) -> None:
-        """Change whether a silo may take part."""
+        """Change whether a silo may take part; what tokens it still has are good no more."""
         with self._commit() as connection:
             connection.execute(sa.update(_silos).where(_silos.c.name == name).values(state=state))
+            connection.execute(sa.delete(_tokens).where(_tokens.c.silo == name))
 
     def add_token(self, token: TokenRow) -> None:
         """Store a fresh token."""
@@ -170,13 +171,20 @@ class Journal:
         return TokenRow(**rows[0]) if rows else None
 
     def consume_token(self, token: TokenRow, silo: SiloRow) -> None:
-        """Bind the token to its first key and register the silo, both or neither."""
+        """Bind the token to its first key and register the silo, both or neither.
+
+        Raises:
+            TokenRefused: it is bound already, or gone.
+        """
         with self._commit() as connection:
-            connection.execute(
-                sa.update(_tokens)
-                .where(_tokens.c.secret_hash == token.secret_hash)
-                .values(key_fingerprint=token.key_fingerprint)
+            unbound = (_tokens.c.secret_hash == token.secret_hash) & (
+                _tokens.c.key_fingerprint == ""
             )
+            bound = connection.execute(
+                sa.update(_tokens).where(unbound).values(key_fingerprint=token.key_fingerprint)
+            )
+            if bound.rowcount != 1:
+                raise TokenRefused("The join token was used by another key in this moment")
             values = msgspec.structs.asdict(silo)
             connection.execute(
                 insert(_silos).values(**values).on_conflict_do_update(["name"], set_=values)
@@ -231,12 +239,15 @@ class Journal:
             .limit(1)
         )
         rows = self._rows(query)
-        return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
+        with self._errors():
+            return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
 
     def rounds(self, run: str) -> list[RoundState]:
         """Every round of a run, by number."""
         query = sa.select(_rounds.c.state).where(_rounds.c.run == run).order_by(_rounds.c.number)
-        return [msgspec.json.decode(row["state"], type=RoundState) for row in self._rows(query)]
+        rows = self._rows(query)
+        with self._errors():
+            return [msgspec.json.decode(row["state"], type=RoundState) for row in rows]
 
     def newest_model(self) -> ModelRow | None:
         """The model that was published last."""
@@ -284,15 +295,17 @@ class Journal:
             .where(columns.run == run)
             .order_by(columns.round, columns.silo, columns.model)
         )
-        return [
-            EvaluationRow(
-                run=row["run"],
-                round=row["round"],
-                silo=row["silo"],
-                result=msgspec.json.decode(row["result"], type=EvaluationResult),
-            )
-            for row in self._rows(query)
-        ]
+        rows = self._rows(query)
+        with self._errors():
+            return [
+                EvaluationRow(
+                    run=row["run"],
+                    round=row["round"],
+                    silo=row["silo"],
+                    result=msgspec.json.decode(row["result"], type=EvaluationResult),
+                )
+                for row in rows
+            ]
 
     def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         with self._errors(), self._engine.connect() as connection:
@@ -307,10 +320,10 @@ class Journal:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.DBAPIError as error:
+        except (sa.exc.DBAPIError, msgspec.MsgspecError, OverflowError) as error:
             raise StorageError(
                 f"The journal {self._path} can't be read or written",
-                why=str(error.orig),
+                why=str(getattr(error, "orig", error)),
                 next_step="Free disk space or correct the folder's mode; nothing acknowledged "
                 "is lost. A damaged file is restored from a backup.",
             ) from error

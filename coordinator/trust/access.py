@@ -9,6 +9,8 @@ from __future__ import annotations  # gRPC's classes take type arguments in thei
 import asyncio
 import contextlib
 import functools
+import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -32,13 +34,19 @@ from fedreid.wire.failures import failure_metadata
 
 AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-_ROLE_OF_SERVICE = {
-    "fedreid.v1.Enrolment": Role.BOOTSTRAP,
-    "fedreid.v1.Federation": Role.SILO,
-    "fedreid.v1.Admin": Role.ADMIN,
+_FEDERATION = "fedreid.v1.Federation"
+_ROLES_OF_SERVICE = {
+    "fedreid.v1.Enrolment": (Role.BOOTSTRAP,),
+    _FEDERATION: (Role.SILO,),
+    "fedreid.v1.Admin": (Role.ADMIN,),
+    "grpc.health.v1.Health": (Role.SILO, Role.ADMIN),
 }
+_LEAVE = "Leave"
+_MESSAGE_CHARACTERS = 1000
+"""Of an error; gRPC drops a status whose headers are too long."""
 _TLS_VERSION = b"TLSv1.3"
 _caller: ContextVar[Principal] = ContextVar("caller")
+_log = logging.getLogger(__name__)
 
 _holder_of_pem = functools.lru_cache(maxsize=4096)(holder_of)
 """Parsing is cached per certificate; expiry and registry are asked each time."""
@@ -61,6 +69,8 @@ class Access(grpc.aio.ServerInterceptor):
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._live: dict[str, set[asyncio.Task[Any]]] = defaultdict(set)
+        self._ended: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(
         self,
@@ -71,10 +81,17 @@ class Access(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:  # an unknown method: gRPC answers UNIMPLEMENTED by itself
             return handler
-        service = handler_call_details.method.rpartition("/")[0].lstrip("/")
-        return self._wrap(handler, service)
+        service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
+        return self._wrap(handler, service, method)
 
-    def _wrap(self, handler: Any, service: str) -> AnyHandler:
+    def end_calls(self, silo: str) -> None:
+        """End every call that a silo has under way, except the one that asks for it."""
+        asking = asyncio.current_task()
+        for task in self._live[silo] - {asking}:
+            self._ended.add(task)
+            task.cancel()
+
+    def _wrap(self, handler: Any, service: str, method: str) -> AnyHandler:
         codecs = (handler.request_deserializer, handler.response_serializer)
         if handler.request_streaming:
             assert not handler.response_streaming, "no call of the contract streams both ways"
@@ -86,26 +103,29 @@ class Access(grpc.aio.ServerInterceptor):
                 self._streamed_response(handler.unary_stream, service), *codecs
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, service), *codecs
+            self._unary(handler.unary_unary, service, leaving=method == _LEAVE), *codecs
         )
 
-    def _unary(self, behaviour: Any, service: str) -> Any:
+    def _unary(self, behaviour: Any, service: str, *, leaving: bool) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            async with _failures_told(context):
-                self._admit(context, service)
-                return await behaviour(request, context)
+            async with self._call(context, service):
+                answer = await behaviour(request, context)
+                if not leaving:  # a long poll outlives what was true when it began
+                    self._admit(context, service)
+                return answer
 
         return call
 
     def _streamed_response(self, behaviour: Any, service: str) -> Any:
         async def call(request: Any, context: Any) -> None:
-            async with _failures_told(context):
-                self._admit(context, service)
-                async with contextlib.aclosing(behaviour(request, context)) as messages:
-                    async for message in messages:
-                        self._admit(context, service)
-                        async with _not_idle():
-                            await context.write(message)
+            async with (
+                self._call(context, service),
+                contextlib.aclosing(behaviour(request, context)) as messages,
+            ):
+                async for message in messages:
+                    self._admit(context, service)
+                    async with _not_idle():
+                        await context.write(message)
 
         return call
 
@@ -120,17 +140,42 @@ class Access(grpc.aio.ServerInterceptor):
                     self._admit(context, service)
                     yield message
 
-            async with _failures_told(context):
-                self._admit(context, service)
+            async with self._call(context, service):
                 return await behaviour(admitted(), context)
 
         return call
 
-    def _admit(self, context: Any, service: str) -> None:
+    @contextlib.asynccontextmanager
+    async def _call(self, context: Any, service: str) -> AsyncIterator[None]:
+        """One call: admitted, listed while it lives, its failures told as statuses."""
+        task = asyncio.current_task()
+        assert task is not None
+        name = ""
+        try:
+            name = self._admit(context, service).name
+            self._live[name].add(task)
+            yield
+        except FedreidError as error:
+            await _tell(context, error)
+        except asyncio.CancelledError:
+            if task not in self._ended:
+                raise
+            task.uncancel()
+            await _tell(context, AccessDenied(f"The silo {name} may take part no longer"))
+        except (grpc.aio.AbortError, GeneratorExit):
+            raise
+        except Exception:
+            # What a bug says is for the operators' log, not for whoever called.
+            _log.exception("a call of %s failed", service)
+            await context.abort(grpc.StatusCode.INTERNAL, "The coordinator failed at this call")
+        finally:
+            self._live[name].discard(task)
+            self._ended.discard(task)
+
+    def _admit(self, context: Any, service: str) -> Principal:
         try:
             holder = _peer(context)
-            role = _ROLE_OF_SERVICE.get(service)
-            if role is not None and holder.principal.role is not role:
+            if holder.principal.role not in _ROLES_OF_SERVICE.get(service, ()):
                 raise AccessDenied(
                     f"A certificate of the role {holder.principal.role.value!r} can't call "
                     f"{service}"
@@ -140,6 +185,7 @@ class Access(grpc.aio.ServerInterceptor):
             ACCESS_DENIED.inc()
             raise
         _caller.set(holder.principal)
+        return holder.principal
 
 
 def _peer(context: Any) -> Holder:
@@ -159,20 +205,11 @@ async def _not_idle() -> AsyncIterator[None]:
         raise ConnectionFailed(f"Nothing moved on the stream for {MESSAGE_IDLE_S:g} s") from error
 
 
-class _failures_told:  # noqa: N801 - a context manager, read as a verb
-    """Turns an error of our tree into the call's status, with code and reason beside it."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, FedreidError):
-            reason = error.reason.value if isinstance(error, UpdateRefused) else ""
-            await self._context.abort(
-                grpc.StatusCode[grpc_status_name(error)],
-                str(error),
-                failure_metadata(error.code, reason),
-            )
+async def _tell(context: Any, error: FedreidError) -> None:
+    """Abort a call with an error of our tree, its code and reason beside the message."""
+    reason = error.reason.value if isinstance(error, UpdateRefused) else ""
+    await context.abort(
+        grpc.StatusCode[grpc_status_name(error)],
+        str(error)[:_MESSAGE_CHARACTERS],
+        failure_metadata(error.code, reason),
+    )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
-from coordinator.trust.registry import ACTIVE, REVOKED, Registry
+from coordinator.trust.registry import ACTIVE, Registry
 from fedreid.clock import Clock
 from fedreid.errors import TokenRefused, UsageError
 from fedreid.limits import LEAF_LIFE_S, TOKEN_TTL_MAX_S
@@ -75,7 +75,10 @@ class Enrolment:
         Raises:
             TokenRefused: unknown, for another silo, expired, or bound to another key.
         """
-        public_key = requested_key(request_der)
+        with self.registry.changing:
+            return self._enrol(silo, secret, requested_key(request_der))
+
+    def _enrol(self, silo: SiloName, secret: str, public_key: PublicKey) -> SiloRow:
         fingerprint = key_fingerprint(public_key)
         token = self.journal.token(secret_hash(secret))
         if token is None or token.silo != silo:
@@ -105,7 +108,8 @@ class Enrolment:
 
     def _issued_before(self, token: TokenRow, fingerprint: str) -> SiloRow:
         row = next((r for r in self.registry.silos() if r.name == token.silo), None)
-        if row is None or token.key_fingerprint != fingerprint or row.state == REVOKED:
+        same_key = row is not None and (fingerprint == token.key_fingerprint == row.key_fingerprint)
+        if row is None or not same_key or row.state != ACTIVE:
             raise TokenRefused(
                 "The join token was already used by another key",
                 why="a token is good for one agent; if it was not you, it has leaked",

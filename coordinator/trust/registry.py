@@ -1,5 +1,9 @@
 """Which silos belong to the federation, and may this certificate act now?"""
 
+import threading
+
+import msgspec
+
 from coordinator.rounds.journal import Journal, SiloRow
 from fedreid.clock import Clock
 from fedreid.errors import AccessDenied
@@ -19,6 +23,8 @@ class Registry:
         self._federation = federation
         self._clock = clock
         self._silos = {row.name: row for row in journal.silos()}
+        self.changing = threading.Lock()
+        """Held by whoever changes a silo, so that journal and memory change in one order."""
 
     @property
     def federation(self) -> FederationName:
@@ -62,15 +68,9 @@ class Registry:
 
     def set_state(self, name: str, state: str) -> None:
         """Change a silo's state, in the journal first; blocks on the disk."""
-        self._journal.set_silo_state(name, state)
-        row = self._silos[name]
-        self._silos[name] = SiloRow(
-            name=row.name,
-            state=state,
-            key_fingerprint=row.key_fingerprint,
-            certificate_pem=row.certificate_pem,
-            not_after_s=row.not_after_s,
-        )
+        with self.changing:
+            self._journal.set_silo_state(name, state)
+            self._silos[name] = msgspec.structs.replace(self._silos[name], state=state)
 
     def _check_silo(self, holder: Holder) -> None:
         row = self._silos.get(holder.principal.name)

@@ -21,7 +21,9 @@ def registered(journal: Journal, registry: Registry, identity: Identity) -> Hold
         certificate_pem=identity.certificate_pem,
         not_after_s=holder.not_after_s,
     )
-    journal.consume_token(TokenRow(secret_hash="h", silo=row.name, expires_at_s=0), row)
+    token = TokenRow(secret_hash=row.name + row.key_fingerprint, silo=row.name, expires_at_s=0)
+    journal.add_token(token)
+    journal.consume_token(token, row)
     registry.remember(row)
     return holder
 
