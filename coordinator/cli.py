@@ -13,6 +13,7 @@ import typer
 from fedreid import launch
 from fedreid.console import out, print_json, print_table, run_program, say
 from fedreid.errors import UsageError
+from fedreid.limits import TOKEN_TTL_S
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,7 +115,7 @@ def serve(
 def token_create(
     data: Data,
     silo: Annotated[str, typer.Option(help="The one silo that the token is for.")],
-    ttl: Annotated[str, typer.Option(help="Time to live: 30m, 1h, 2d.")] = "1h",
+    ttl: Annotated[str, typer.Option(help="Time to live: 30m, 1h, 2d.")] = f"{TOKEN_TTL_S:.0f}s",
     public: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--address", help="HOST:PORT that the silo dials; default: from init."),

@@ -131,6 +131,8 @@ class Release:
     version: int
     model_digest: Digest
     base_digest: Digest
+    layout_digest: Digest
+    """BLAKE3 of the canonical file's header: names and shapes, whatever the encoding."""
     payloads: tuple[ReleasePayload, ...]
 
     def payload(self, encoding: Encoding) -> ReleasePayload | None:

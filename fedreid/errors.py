@@ -85,6 +85,13 @@ class NameRefused(UsageError):
             next_step="Choose a name such as 'station-north'.",
         )
 
+    @classmethod
+    def retold(cls, message: str) -> "NameRefused":
+        """The error as another process told it."""
+        error = cls(what="name", text="")
+        FedreidError.__init__(error, message)
+        return error
+
 
 class PlanRefused(UsageError):
     """A plan with an unknown key or a value out of range."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -34,10 +35,12 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     Raises:
         StorageError: the disk is full, read-only or fails; ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name that nobody can guess, and O_EXCL: a file or link planted in a shared folder must
+    # not get the bytes.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with storage_errors("write", path):
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as stream:
                 yield stream
                 stream.flush()
@@ -70,9 +73,11 @@ def make_folder(path: Path, *, mode: int = 0o755) -> Path:
 def flip_folder(built: Path, path: Path) -> None:
     """Durably move a finished folder to its final name, which must not exist yet."""
     with storage_errors("move into place", path):
-        for file in built.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
+        for entry in built.rglob("*"):
+            if entry.is_dir():
+                sync_folder(entry)
+            else:
+                with entry.open("rb") as stream:
                     os.fsync(stream.fileno())
         sync_folder(built)
         os.rename(built, path)

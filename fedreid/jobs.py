@@ -16,7 +16,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fedreid.errors import DatasetError, FedreidError, JobFailed, StorageError, UsageError
+from fedreid.errors import (
+    DatasetError,
+    FedreidError,
+    JobFailed,
+    PlanRefused,
+    RunError,
+    StorageError,
+    UsageError,
+)
 from fedreid.limits import JOB_LINE_BYTES
 
 
@@ -53,8 +61,14 @@ ProgressSink = Callable[[Progress], None]
 ReportT = TypeVar("ReportT", bound=Report)
 
 _TOLD: dict[str, type[FedreidError]] = {
-    kind.code: kind for kind in (DatasetError, StorageError, UsageError, JobFailed)
+    kind.code: kind
+    for kind in (DatasetError, StorageError, UsageError, PlanRefused, RunError, JobFailed)
 }
+_BROKEN = (EOFError, ConnectionError, ValueError, msgspec.MsgspecError)
+"""What a child that died or does not keep to the protocol looks like from here."""
+_SECRETS = frozenset({"FEDREID_JOIN_TOKEN"})
+"""Variables that no child needs to see."""
+_LAST_WORDS_S = 0.5
 _STOP_GRACE_S = 5.0
 _STDERR_TAIL_BYTES = 4000
 
@@ -62,9 +76,8 @@ _STDERR_TAIL_BYTES = 4000
 class Worker:
     """The parent's side: one child, started at the first job, given one job at a time."""
 
-    def __init__(self, module: str, *, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, module: str) -> None:
         self._module = module
-        self._environment = environment or {}
         self._child: asyncio.subprocess.Process | None = None
         self._stderr = b""
         self._stderr_reader: asyncio.Task[None] | None = None
@@ -84,24 +97,36 @@ class Worker:
         """
         async with self._turn:
             child = await self._started()
-            assert child.stdin is not None and child.stdout is not None
             try:
-                child.stdin.write(msgspec.json.encode(job) + b"\n")
-                await child.stdin.drain()
-                while line := await child.stdout.readline():
-                    message = msgspec.json.decode(line, type=_Line)
-                    if isinstance(message, Progress):
-                        progress(message)
-                    elif isinstance(message, _Finished):
-                        return msgspec.json.decode(message.report, type=returns)
-                    else:
-                        raise _TOLD.get(message.code, JobFailed)(
-                            message.what, why=message.why, next_step=message.next_step
-                        )
-                raise await self._died()
-            except (asyncio.CancelledError, BrokenPipeError, ConnectionResetError):
-                await self._end()
+                return await self._converse(child, job, returns, progress)
+            except _ToldByChild as told:
+                raise told.error from None
+            except BaseException as error:
+                # Whatever is left of the conversation must not reach the next job.
+                ending = await self._end()
+                if isinstance(error, _BROKEN):
+                    raise self._failed(ending, error) from error
                 raise
+
+    async def _converse(
+        self,
+        child: asyncio.subprocess.Process,
+        job: Job,
+        returns: type[ReportT],
+        progress: ProgressSink,
+    ) -> ReportT:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(msgspec.json.encode(job) + b"\n")
+        await child.stdin.drain()
+        while line := await child.stdout.readline():
+            message = msgspec.json.decode(line, type=_Line)
+            if isinstance(message, Progress):
+                progress(message)
+            elif isinstance(message, _Finished):
+                return msgspec.json.decode(message.report, type=returns)
+            else:
+                raise _ToldByChild(_error_of(message))
+        raise EOFError("the process ended")
 
     async def close(self) -> None:
         """End the child."""
@@ -118,7 +143,7 @@ class Worker:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=JOB_LINE_BYTES,
-                env={**os.environ, **self._environment},
+                env={k: v for k, v in os.environ.items() if k not in _SECRETS},
             )
             self._stderr_reader = asyncio.create_task(self._keep_stderr(self._child))
         return self._child
@@ -128,24 +153,25 @@ class Worker:
         while block := await child.stderr.read(_STDERR_TAIL_BYTES):
             self._stderr = (self._stderr + block)[-_STDERR_TAIL_BYTES:]
 
-    async def _died(self) -> JobFailed:
-        assert self._child is not None
-        code = await self._child.wait()
-        if self._stderr_reader is not None:
-            await self._stderr_reader
-        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    def _failed(self, ending: str, error: BaseException) -> JobFailed:
         words = self._stderr.decode(errors="replace").strip().splitlines()
+        why = words[-1] if words else "it may have run out of memory"
+        if not isinstance(error, EOFError | ConnectionError):
+            why = str(error)
         return JobFailed(
             f"The process of {self._module} ended in the middle of a job ({ending})",
-            why=words[-1] if words else "it may have run out of memory",
+            why=why,
             next_step="The job is tried again; if it fails again, look at the machine's memory.",
         )
 
-    async def _end(self) -> None:
+    async def _end(self) -> str:
+        """End the child, if there is one; how it ended."""
         child, self._child = self._child, None
         if child is None:
-            return
-        if child.returncode is None:
+            return "it had ended"
+        try:  # after a broken pipe it is about to end by itself: its own ending tells more
+            await asyncio.wait_for(child.wait(), _LAST_WORDS_S)
+        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()
             try:
@@ -154,7 +180,24 @@ class Worker:
                 child.kill()
                 await child.wait()
         if self._stderr_reader is not None:
-            await self._stderr_reader
+            # A process that the child has left behind may hold the pipe for ever.
+            await asyncio.wait({self._stderr_reader}, timeout=_LAST_WORDS_S)
+            self._stderr_reader.cancel()
+        code = child.returncode or 0
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+class _ToldByChild(Exception):
+    """An error that a job raised; its child lives on."""
+
+    def __init__(self, error: FedreidError) -> None:
+        self.error = error
+        super().__init__(error)
+
+
+def _error_of(message: _Refused) -> FedreidError:
+    kind = _TOLD.get(message.code, JobFailed)
+    return kind(message.what, why=message.why, next_step=message.next_step)
 
 
 Handler = Callable[[Any, ProgressSink], Report]

@@ -64,10 +64,11 @@ RECONNECT_MAX_S = 30.0
 """Longest pause between two attempts to reach the coordinator."""
 
 CONCURRENT_UPLOADS = 4
-"""Uploads received at once; more wait their turn, which keeps the service's memory flat."""
+"""Chunks and updates worked on at once. A slot is held while the coordinator works, never while
+it waits for a silo, so that a silent one keeps nobody from theirs."""
 
 CONCURRENT_DOWNLOADS = 4
-"""Model downloads served at once, for the same reason."""
+"""Chunks of models read at once, for the same reason; flow control bounds the rest."""
 
 FAILED_ROUNDS_IN_A_ROW = 5
 """After so many rounds without a published model the run stops and says why."""

@@ -200,7 +200,7 @@ def parse_toml(text: str, kind: type[SectionT], *, what: str) -> SectionT:
         raise PlanRefused(f"The {what} is larger than {PLAN_BYTES} bytes")
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PlanRefused(f"The {what} is no TOML: {error}") from error
     _refuse_infinities(tree, what)
     try:

@@ -104,6 +104,12 @@ def load_config(folders: Folders) -> AgentConfig:
             f"There is no agent in {folders.root}",
             next_step="Join first: silo-agent join --coordinator HOST:PORT --dataset PATH.",
         ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigRefused(
+            f"The settings {folders.config} can't be read",
+            why=str(error),
+            next_step="Correct or remove the file, then join again.",
+        ) from error
     try:
         return parse_toml(text, AgentConfig, what=str(folders.config))
     except PlanRefused as error:

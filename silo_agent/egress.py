@@ -41,11 +41,7 @@ def check_task(task: TrainTask, policy: Policy) -> None:
         PolicyRefused: the plan averages BatchNorm statistics, and the policy keeps them here.
     """
     if not policy.batchnorm_statistics and task.bn != "local":
-        raise PolicyRefused(
-            f"The plan averages BatchNorm statistics (bn = {task.bn!r})",
-            why="this silo's policy does not let them leave",
-            next_step="Ask for a plan with bn = 'local', or set policy.batchnorm_statistics.",
-        )
+        raise _batchnorm_stays(task.bn)
 
 
 def check_report(report: UpdateReport, policy: Policy) -> None:
@@ -74,6 +70,7 @@ def pack(
     """Name what leaves, and write its payload where the update file itself is not it.
 
     Raises:
+        PolicyRefused: the policy keeps here what the plan averages.
         StorageError: the update lacks a tensor of the base model, or has another shape.
     """
     with TensorFile(update) as file:
@@ -95,7 +92,9 @@ def pack(
 def shared_layout(update: Layout, base: Layout, *, bn: BatchNormPolicy, policy: Policy) -> Layout:
     """The tensors that leave: the base model's, without BatchNorm where that stays here."""
     names = set(base.names)
-    if bn == "local" and not policy.batchnorm_statistics:
+    if not policy.batchnorm_statistics:
+        if bn != "local":
+            raise _batchnorm_stays(bn)
         names -= batch_norm_names(base.names)
     layout = update.only(names)
     if layout != base.only(names):
@@ -104,6 +103,14 @@ def shared_layout(update: Layout, base: Layout, *, bn: BatchNormPolicy, policy: 
             next_step="Remove the round's folder; it is trained again.",
         )
     return layout
+
+
+def _batchnorm_stays(bn: BatchNormPolicy) -> PolicyRefused:
+    return PolicyRefused(
+        f"The plan averages BatchNorm statistics (bn = {bn!r})",
+        why="this silo's policy does not let them leave",
+        next_step="Ask for a plan with bn = 'local', or set policy.batchnorm_statistics.",
+    )
 
 
 def _payload_digest(path: Path, start: int) -> tuple[Digest, int]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fedreid.contract import Release
-from fedreid.errors import ConnectionFailed, SignatureRefused, UpdateRefused, storage_errors
+from fedreid.errors import (
+    ConnectionFailed,
+    SignatureRefused,
+    StorageError,
+    UpdateRefused,
+    storage_errors,
+)
 from fedreid.files import digest_of, replacing, write_bytes
 from fedreid.names import Digest
 from fedreid.pki.signing import verify
@@ -40,7 +46,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Newest(msgspec.Struct, frozen=True, kw_only=True):
-    version: int
+    version: int = 0
+    digest: str = ""
 
 
 class ModelCache:
@@ -73,9 +80,11 @@ class ModelCache:
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
         note = self._note_path(digest, encoding)
-        if not note.exists():
-            return None
-        return msgspec.json.decode(note.read_bytes(), type=Held)
+        try:
+            held = msgspec.json.decode(note.read_bytes(), type=Held)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None  # a damaged note costs one more download
+        return held if Path(held.path).exists() else None
 
     async def _fetch(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
@@ -114,13 +123,20 @@ class ModelCache:
         payload = release.payload(encoding)
         if release.federation != self._membership.federation or release.model_digest != digest:
             raise SignatureRefused("The release that came is for another model or federation")
-        if payload is None or payload.payload_digest != manifest.payload_digest:
+        if (
+            payload is None
+            or manifest.encoding != encoding
+            or manifest.layout.digest() != release.layout_digest
+            or (payload.payload_digest, payload.byte_count)
+            != (manifest.payload_digest, manifest.byte_count)
+        ):
             raise SignatureRefused("The model's payload is not the one that was signed")
-        newest = self._newest_version()
-        if release.version < newest:
+        newest = self._newest()
+        replaced = release.version == newest.version and digest != newest.digest
+        if release.version < newest.version or replaced:
             raise SignatureRefused(
-                f"The coordinator sent model version {release.version}, but version {newest} was "
-                "already taken",
+                f"The coordinator sent {'another' if replaced else 'the'} model version "
+                f"{release.version}, but version {newest.version} was already taken",
                 why="it may have been restored from an old backup, or somebody replays old models",
                 next_step=f"Ask its operators; remove {self._folder / _NEWEST} to accept it.",
             )
@@ -139,18 +155,26 @@ class ModelCache:
             round=release.round,
             version=release.version,
         )
-        write_bytes(self._folder / _NEWEST, msgspec.json.encode(_Newest(version=release.version)))
+        newest = _Newest(version=release.version, digest=release.model_digest)
+        write_bytes(self._folder / _NEWEST, msgspec.json.encode(newest))
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
         part.unlink()
         return held
 
-    def _newest_version(self) -> int:
+    def _newest(self) -> _Newest:
         path = self._folder / _NEWEST
         if not path.exists():
-            return 0
-        return msgspec.json.decode(path.read_bytes(), type=_Newest).version
+            return _Newest()
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Newest)
+        except msgspec.MsgspecError as error:
+            raise StorageError(
+                f"The file {path} is damaged",
+                why=str(error),
+                next_step="Restore it, or remove it to accept whatever version comes next.",
+            ) from error
 
     def _note_path(self, digest: str, encoding: Encoding) -> Path:
         return self._folder / f"{digest}.{encoding}.json"

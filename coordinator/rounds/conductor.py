@@ -358,6 +358,7 @@ class Conductor:
             published = Published(model_digest=model.digest, download_bytes=self._downloaded_bytes)
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
             await off_loop(self._journal.save_round, after, model)
+            metrics.MODEL_VERSION.set(model.version)
             self._take(after)
         await off_loop(self._models.remove_old)
 

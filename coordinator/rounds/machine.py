@@ -225,7 +225,8 @@ def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> Roun
 
 
 def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> RoundState:
-    if isinstance(event, UpdateAccepted) and state.wants(event.update.silo):
+    in_time = now_s < state.deadline_s
+    if isinstance(event, UpdateAccepted) and in_time and state.wants(event.update.silo):
         updates = sorted((*state.updates, event.update), key=lambda update: update.silo)
         refused = {s: why for s, why in state.refused.items() if s != event.update.silo}
         state = msgspec.structs.replace(state, updates=tuple(updates), refused=refused)
@@ -238,7 +239,7 @@ def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> Rou
             updates=tuple(update for update in state.updates if update.silo != event.silo),
         )
     waiting = set(state.invited) - {u.silo for u in state.updates} - set(state.refused)
-    if waiting and now_s < state.deadline_s:
+    if waiting and in_time:
         return state
     return _close_intake(state, rules, now_s)
 

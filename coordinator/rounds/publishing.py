@@ -88,6 +88,7 @@ class Models:
             version=version,
             model_digest=digest,
             base_digest=origin.base_digest,
+            layout_digest=self.layout(digest).digest(),
             payloads=tuple(self._payload(digest, encoding) for encoding in encodings),
         )
         statement = release_to_wire(release).SerializeToString(deterministic=True)

@@ -30,7 +30,7 @@ from fedreid.errors import (
 from fedreid.limits import MESSAGE_IDLE_S
 from fedreid.names import Principal, Role, SiloName
 from fedreid.pki.certificates import Holder, holder_of
-from fedreid.wire.failures import failure_metadata
+from fedreid.wire.failures import failure_message, failure_metadata
 
 AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -42,8 +42,6 @@ _ROLES_OF_SERVICE = {
     "grpc.health.v1.Health": (Role.SILO, Role.ADMIN),
 }
 _LEAVE = "Leave"
-_MESSAGE_CHARACTERS = 1000
-"""Of an error; gRPC drops a status whose headers are too long."""
 _TLS_VERSION = b"TLSv1.3"
 _caller: ContextVar[Principal] = ContextVar("caller")
 _log = logging.getLogger(__name__)
@@ -210,6 +208,6 @@ async def _tell(context: Any, error: FedreidError) -> None:
     reason = error.reason.value if isinstance(error, UpdateRefused) else ""
     await context.abort(
         grpc.StatusCode[grpc_status_name(error)],
-        str(error)[:_MESSAGE_CHARACTERS],
+        failure_message(error),
         failure_metadata(error.code, reason),
     )

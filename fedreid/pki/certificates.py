@@ -117,7 +117,7 @@ def key_from_pem(pem: bytes) -> PrivateKey:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
         raise TrustError("A private key can't be read", why=str(error)) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TrustError("A private key is of another kind than P-256")
     return key
 
@@ -137,13 +137,13 @@ def holder_of(certificate_pem: bytes) -> Holder:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         uris = names.value.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
         raise TrustError("A certificate names nobody", why=str(error)) from error
     principal = parse_principal(uris[0]) if len(uris) == 1 else None
     if principal is None:
         raise TrustError("A certificate has not exactly one URI SAN of this product's form")
     key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TrustError("A certificate's key is of another kind than P-256")
     return Holder(
         principal=principal,
@@ -180,7 +180,10 @@ def requested_key(request_der: bytes) -> PublicKey:
         key = request.public_key()
         if not request.is_signature_valid:
             raise TrustError("A certificate request is not signed by its own key")
-    except ValueError as error:
+    except TrustError:
+        raise
+    except Exception as error:
+        # The parser of bytes from outside raises half a dozen kinds for a damaged request.
         raise TrustError("A certificate request can't be read", why=str(error)) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TrustError("A certificate request's key is of another kind than P-256")

@@ -59,7 +59,8 @@ class IdentityStore:
         """Make ``identity`` the live version, durably; older versions stay."""
         check_fits(identity, self._folder)
         make_folder(self._folder, mode=_PRIVATE_FOLDER)
-        numbers = [int(path.name[1:]) for path in self._folder.glob("v[0-9]*")]
+        names = (path.name[1:] for path in self._folder.glob("v[0-9]*"))
+        numbers = [int(name) for name in names if name.isdecimal()]
         name = f"v{max(numbers, default=0) + 1:04d}"
         built = self._folder / f".{name}"
         remove_folder(built)
@@ -80,7 +81,9 @@ class IdentityStore:
         live = self._folder / _LIVE
         if not live.is_symlink():
             raise IdentityMissing(f"There is no identity in {self._folder}")
-        if others_may_read(live / _KEY):
+        with storage_errors("read", live):
+            exposed = others_may_read(live / _KEY)
+        if exposed:
             raise IdentityBroken(
                 f"The private key {live / _KEY} can be read by other users",
                 next_step=f"Run: chmod 600 {live / _KEY}",

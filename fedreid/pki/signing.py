@@ -4,7 +4,7 @@ A signature covers the bytes of the release as they were sent, so that nothing h
 serialised again to check it.
 """
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -24,7 +24,10 @@ def new_signing_key_pem() -> bytes:
 
 def signing_key(pem: bytes) -> Ed25519PrivateKey:
     """The signing key in ``pem``; TrustError if it is none."""
-    key = serialization.load_pem_private_key(pem, password=None)
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TrustError("The model signing key can't be read", why=str(error)) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise TrustError("The model signing key is no Ed25519 key")
     return key

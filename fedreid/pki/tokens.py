@@ -41,6 +41,9 @@ class JoinToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __repr__(self) -> str:  # a secret must not reach a log by accident
         return f"JoinToken(silo={self.silo!r}, …)"
 
+    def __rich_repr__(self) -> list[tuple[str, object]]:  # msgspec's own shows every field
+        return [("silo", self.silo)]
+
     def identity(self) -> Identity:
         """The bootstrap identity."""
         return Identity(
@@ -116,8 +119,9 @@ def read(source: Path | None) -> JoinToken:
 
 def _read_private(path: Path) -> str:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text(encoding="ascii", errors="replace")
+        with path.open(encoding="ascii", errors="replace") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            text = "" if mode & 0o077 else stream.read(_TOKEN_MAX_BYTES + 1)
     except OSError as error:
         raise TokenRefused(
             f"Can't read the token file {path}", why=error.strerror or str(error)
@@ -127,7 +131,9 @@ def _read_private(path: Path) -> str:
             f"The token file {path} can be read by other users (mode {mode:04o})",
             next_step=f"Run: chmod 600 {path}. If others have seen it, ask for a new token.",
         )
-    return text[:_TOKEN_MAX_BYTES]
+    if len(text) > _TOKEN_MAX_BYTES:
+        raise TokenRefused(f"The file {path} is too long for a join token")
+    return text
 
 
 def _checksum(body: str) -> str:

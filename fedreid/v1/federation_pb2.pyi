@@ -609,6 +609,7 @@ class Release(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     BASE_DIGEST_FIELD_NUMBER: _builtins.int
     PAYLOADS_FIELD_NUMBER: _builtins.int
+    LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     """Name of the federation."""
     run: _builtins.str
@@ -621,6 +622,8 @@ class Release(_message.Message):
     """BLAKE3 of the model's canonical safetensors file."""
     base_digest: _builtins.str
     """Digest of the model that this round started from; empty for the start weights."""
+    layout_digest: _builtins.str
+    """BLAKE3 of the header of the canonical file: the names and shapes, whatever the encoding."""
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleasePayload]:
         """Payloads in which the model can be fetched."""
@@ -635,10 +638,11 @@ class Release(_message.Message):
         model_digest: _builtins.str = ...,
         base_digest: _builtins.str = ...,
         payloads: _abc.Iterable[Global___ReleasePayload] | None = ...,
+        layout_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "federation", b"federation", "model_digest", b"model_digest", "payloads", b"payloads", "round", b"round", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "federation", b"federation", "layout_digest", b"layout_digest", "model_digest", b"model_digest", "payloads", b"payloads", "round", b"round", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """How are a model's float32 values written as a payload, and read back?
 
 ``fp32`` is exact and is the data section of a canonical file as it lies. ``bf16`` halves learned
-values (relative error at most 2^-9, rounded to nearest even); running means and variances stay
+values (relative error at most 2^-8, rounded to nearest even); running means and variances stay
 float32, since a running variance has too large a range. Both directions walk the tensors in
 blocks, so neither needs a model in memory.
 """

@@ -4,34 +4,24 @@ from typing import Any
 
 import grpc
 
+from fedreid import errors
 from fedreid.errors import (
-    AccessDenied,
     ConnectionFailed,
-    DatasetError,
     FedreidError,
-    PlanRefused,
+    NameRefused,
     Refusal,
-    RunError,
-    StorageError,
-    TokenRefused,
     UpdateRefused,
-    UsageError,
 )
 
 _CODE_KEY = "fedreid-code"
 _REASON_KEY = "fedreid-reason"
+_MESSAGE_CHARACTERS = 1000
 _KINDS: dict[str, type[FedreidError]] = {
     kind.code: kind
-    for kind in (
-        AccessDenied,
-        DatasetError,
-        PlanRefused,
-        RunError,
-        StorageError,
-        TokenRefused,
-        UsageError,
-    )
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, FedreidError)
 }
+"""Every error of the tree by its code; the two with arguments of their own are built apart."""
 _PASSING = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -40,6 +30,11 @@ _PASSING = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.INTERNAL,
 }
+
+
+def failure_message(error: FedreidError) -> str:
+    """The status message of an error; gRPC drops a status whose headers are too long."""
+    return str(error)[:_MESSAGE_CHARACTERS]
 
 
 def failure_metadata(code: str, reason: str) -> tuple[tuple[str, str], ...]:
@@ -54,7 +49,9 @@ def failure_of(failed: grpc.RpcError, address: str) -> FedreidError:
     message = error.details() or error.code().name
     code = told.get(_CODE_KEY, "")
     if code == UpdateRefused.code:
-        return UpdateRefused(Refusal(told[_REASON_KEY]), message)
+        return UpdateRefused(_reason(told.get(_REASON_KEY, "")), message)
+    if code == NameRefused.code:
+        return NameRefused.retold(message)
     if code in _KINDS:
         return _KINDS[code](message)
     if error.code() in _PASSING:
@@ -67,6 +64,11 @@ def failure_of(failed: grpc.RpcError, address: str) -> FedreidError:
         f"The coordinator at {address} failed at a call ({error.code().name}: {message})",
         next_step="Tell its operators; its log says more.",
     )
+
+
+def _reason(text: str) -> Refusal:
+    """A reason from the wire; one that a newer coordinator has made up is still a refusal."""
+    return Refusal(text) if text in {reason.value for reason in Refusal} else Refusal.MANIFEST
 
 
 def _likely_cause(message: str) -> str:

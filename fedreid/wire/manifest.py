@@ -77,6 +77,11 @@ def encoding_to_wire(encoding: Encoding) -> tensors_pb2.Encoding.ValueType:
     return _TO_WIRE[encoding]
 
 
+def is_known_encoding(value: int) -> bool:
+    """Whether this software can read the encoding of a protobuf value."""
+    return value in _FROM_WIRE
+
+
 def encoding_from_wire(value: int) -> Encoding:
     """The encoding of a protobuf value.
 

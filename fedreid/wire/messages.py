@@ -1,5 +1,6 @@
 """How does each type of the contract look in protobuf?"""
 
+import math
 from typing import TypeVar
 
 import msgspec
@@ -16,10 +17,10 @@ from fedreid.contract import (
     WaitTask,
 )
 from fedreid.errors import FedreidError, Refusal, UpdateRefused
-from fedreid.names import Digest, RoundNumber, RunName
+from fedreid.names import Digest, RoundNumber, RunName, check_label, is_digest
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Section, TrainingPlan
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.wire.manifest import encoding_from_wire, encoding_to_wire
+from fedreid.wire.manifest import encoding_from_wire, encoding_to_wire, is_known_encoding
 
 _KIND_TO_WIRE: dict[ModelKind, pb.ModelKind.ValueType] = {
     "global": pb.MODEL_KIND_GLOBAL,
@@ -76,13 +77,13 @@ def task_from_wire(message: pb.NextTaskResponse) -> Task:
     if kind == "train":
         train = message.train
         return TrainTask(
-            run=RunName(train.run),
+            run=RunName(check_label(train.run, what="run name")),
             round=RoundNumber(train.round),
-            base_digest=Digest(train.base_digest),
+            base_digest=_digest(train.base_digest),
             seed=train.seed,
             backbone=_section_from_wire(train.backbone, BackbonePlan),
             training=_section_from_wire(train.training, TrainingPlan),
-            learning_rate_factor=train.learning_rate_factor,
+            learning_rate_factor=_factor(train.learning_rate_factor),
             bn=_bn_from_wire(train.bn),
             upload_encoding=encoding_from_wire(train.upload_encoding),
             download_encoding=encoding_from_wire(train.download_encoding),
@@ -93,9 +94,9 @@ def task_from_wire(message: pb.NextTaskResponse) -> Task:
     if kind == "evaluate":
         evaluate = message.evaluate
         return EvaluateTask(
-            run=RunName(evaluate.run),
+            run=RunName(check_label(evaluate.run, what="run name")),
             round=RoundNumber(evaluate.round),
-            model_digest=Digest(evaluate.model_digest),
+            model_digest=_digest(evaluate.model_digest),
             backbone=_section_from_wire(evaluate.backbone, BackbonePlan),
             bn=_bn_from_wire(evaluate.bn),
             download_encoding=encoding_from_wire(evaluate.download_encoding),
@@ -159,6 +160,7 @@ def release_to_wire(release: Release) -> pb.Release:
         version=release.version,
         model_digest=release.model_digest,
         base_digest=release.base_digest,
+        layout_digest=release.layout_digest,
         payloads=[
             pb.ReleasePayload(
                 encoding=encoding_to_wire(payload.encoding),
@@ -179,6 +181,7 @@ def release_from_wire(message: pb.Release) -> Release:
         version=message.version,
         model_digest=Digest(message.model_digest),
         base_digest=Digest(message.base_digest),
+        layout_digest=Digest(message.layout_digest),
         payloads=tuple(
             ReleasePayload(
                 encoding=encoding_from_wire(payload.encoding),
@@ -186,6 +189,7 @@ def release_from_wire(message: pb.Release) -> Release:
                 byte_count=payload.byte_count,
             )
             for payload in message.payloads
+            if is_known_encoding(payload.encoding)
         ),
     )
 
@@ -209,6 +213,8 @@ def _section_from_wire(
     message: pb.BackboneSpec | pb.TrainingSpec, kind: type[SectionT]
 ) -> SectionT:
     values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
+        raise FedreidError("The coordinator asks for training with a number that is none")
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
@@ -217,6 +223,19 @@ def _section_from_wire(
             why=str(error),
             next_step="Upgrade the older of the two programs.",
         ) from error
+
+
+def _digest(text: str) -> Digest:
+    """A digest from outside: it becomes a file's name here, so nothing else may pass."""
+    if not is_digest(text):
+        raise FedreidError("The coordinator names a model by something that is no digest")
+    return Digest(text)
+
+
+def _factor(value: float) -> float:
+    if not (math.isfinite(value) and value >= 0.0):
+        raise FedreidError(f"The coordinator asks for a learning rate factor of {value}")
+    return value
 
 
 def _bn_from_wire(name: str) -> BatchNormPolicy:

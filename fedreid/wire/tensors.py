@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import blake3
 import numpy as np
 import numpy.typing as npt
 
@@ -27,6 +28,7 @@ from fedreid.limits import (
     TENSOR_DIMENSIONS,
     TENSOR_NAME_BYTES,
 )
+from fedreid.names import Digest
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -106,6 +108,10 @@ class Layout:
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         return _HEADER_LENGTH.pack(len(text)) + text
+
+    def digest(self) -> Digest:
+        """BLAKE3 of the header: names and shapes of a model, by which a release signs them."""
+        return Digest(blake3.blake3(self.header()).hexdigest())
 
 
 def _check_specs(specs: tuple[TensorSpec, ...]) -> None:
@@ -250,11 +256,13 @@ def _read_header(descriptor: int, path: Path) -> tuple[Layout, int]:
                 raise _damaged(path, f"the tensor {name!r} is no float32")
             specs.append(TensorSpec(name, tuple(int(size) for size in entry["shape"])))
         layout = Layout.of(specs)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+        UpdateRefused,
+    ) as error:  # fmt: skip
         raise _damaged(path, f"its header can't be read ({error})") from error
-    expected = {s.name: [at, at + s.size_bytes] for s, at in layout.offsets()}
-    if any(entries[name]["data_offsets"] != where for name, where in expected.items()):
-        raise _damaged(path, "its tensors are not laid end to end by name")
+    if layout.header() != prefix + text:
+        raise _damaged(path, "its header is not the canonical one")
     data_offset = _HEADER_LENGTH.size + length
     if os.fstat(descriptor).st_size != data_offset + layout.size_bytes:
         raise _damaged(path, "its size does not fit its header")

@@ -5,6 +5,7 @@ from fedreid.clock import Clock
 from fedreid.errors import TokenRefused, storage_errors
 from fedreid.files import make_folder, write_bytes
 from fedreid.limits import CALL_S
+from fedreid.names import Role
 from fedreid.pki.certificates import PrivateKey, key_from_pem, key_to_pem, make_request, new_key
 from fedreid.pki.identity import Identity, IdentityStore
 from fedreid.pki.tokens import JoinToken
@@ -44,6 +45,15 @@ async def enrol(folders: Folders, token: JoinToken, address: str, clock: Clock) 
         authorities_pem=answer.authorities_pem,
     )
     principal = identity.holder().principal
+    expected = token.identity().holder().principal
+    if (principal.federation, principal.role, principal.name) != (
+        expected.federation, Role.SILO, token.silo,
+    ):  # fmt: skip
+        raise TokenRefused(
+            f"The coordinator answered with a certificate of {principal.uri}",
+            why=f"the token is for the silo {token.silo} of {expected.federation}",
+            next_step="Tell the coordinator's operators.",
+        )
     membership = Membership(
         federation=principal.federation, silo=principal.name, model_key=answer.model_key
     )

@@ -37,8 +37,8 @@ def deaf(progress: Progress) -> None:
 
 
 @asynccontextmanager
-async def a_worker(environment: dict[str, str] | None = None) -> AsyncIterator[Worker]:
-    worker = Worker(MODULE, environment=environment)
+async def a_worker() -> AsyncIterator[Worker]:
+    worker = Worker(MODULE)
     try:
         yield worker
     finally:
@@ -261,15 +261,6 @@ def test_a_child_ends_by_itself_when_its_parent_is_gone() -> None:
         child.stdin.close()
         async with asyncio.timeout(20):
             assert await child.wait() == 0
-
-    asyncio.run(run())
-
-
-def test_a_child_has_the_environment_that_it_was_given() -> None:
-    async def run() -> None:
-        async with a_worker({"FEDREID_TEST": "here"}) as worker:
-            report = await worker.run(Environment(name="FEDREID_TEST"), Text, deaf)
-        assert report.text == "here"
 
     asyncio.run(run())
 

@@ -110,6 +110,7 @@ def serving(
             version=version,
             model_digest=digest_of(path),
             base_digest=Digest(""),
+            layout_digest=layout.digest(),
             payloads=(
                 ReleasePayload(encoding=encoding, payload_digest=digest, byte_count=len(payload)),
             ),

@@ -19,7 +19,7 @@ from fedreid.errors import (
 )
 from fedreid.names import Role
 from fedreid.pki.identity import Identity
-from fedreid.wire.failures import failure_metadata, failure_of
+from fedreid.wire.failures import failure_message, failure_metadata, failure_of
 from silo_agent.trust.channel import calling
 from tests.parties import Federation
 
@@ -73,7 +73,7 @@ class FailingServer:
 
     def _fail(self, request: bytes, context: Any) -> bytes:
         context.set_trailing_metadata(self.metadata)
-        context.abort(self.status, "" if self.error is None else str(self.error))
+        context.abort(self.status, "" if self.error is None else failure_message(self.error))
         raise AssertionError
 
 

@@ -184,6 +184,7 @@ def test_a_release_comes_back_from_the_wire_as_it_was() -> None:
         version=9,
         model_digest=DIGEST,
         base_digest=Digest(""),
+        layout_digest=DIGEST,
         payloads=(
             ReleasePayload(encoding="fp32", payload_digest=DIGEST, byte_count=8),
             ReleasePayload(encoding="bf16", payload_digest=DIGEST, byte_count=4),
