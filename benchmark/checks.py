@@ -1,6 +1,6 @@
 """Do a run's numbers hold what the federation promises its silos?
 
-All three promises are judged by mean average precision after the last round: on test sets of some
+All promises are judged by mean average precision after the last round: on test sets of some
 hundred images it is steadier than rank-1.
 What was not measured is not met, and a model that finds nobody meets nothing.
 """
@@ -16,6 +16,9 @@ Ratio = float | None
 LEARNT_FACTOR = 1.5
 """The global model's mAP must be this many times the untrained one's."""
 
+COLOUR_FACTOR = 2.0
+"""The global model's mAP must be this many times that of colour histograms."""
+
 _ROUNDING = 1e-9
 """1.5 times 0.2 is a little more than 0.3 in binary."""
 
@@ -25,7 +28,12 @@ SMALLEST = 2
 
 def judged(results: Results) -> Results:
     """The same results with the checks computed from them."""
-    checks = (_learns(results), _helps_the_smallest(results), _costs_nothing(results))
+    checks = (
+        _learns(results),
+        _sees_more_than_colours(results),
+        _helps_the_smallest(results),
+        _costs_nothing(results),
+    )
     return msgspec.structs.replace(results, checks=checks)
 
 
@@ -39,6 +47,21 @@ def _learns(results: Results) -> Check:
         "learns",
         f"The global model's mAP is at least {LEARNT_FACTOR} times the untrained one's, on every "
         "silo.",
+        "≥",
+        figures,
+    )
+
+
+def _sees_more_than_colours(results: Results) -> Check:
+    figures = []
+    for silo in results.largest_first:
+        colours = results.silos[silo].colours
+        bound = None if colours is None else COLOUR_FACTOR * colours.map
+        figures.append((silo, _map(results, silo, "global"), bound))
+    return _check(
+        "sees-more-than-colours",
+        f"The global model's mAP is at least {COLOUR_FACTOR:g} times that of colour histograms, "
+        "on every silo.",
         "≥",
         figures,
     )

@@ -5,6 +5,7 @@ import platform
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from benchmark.baselines import colour_accuracy
 from benchmark.federation import LocalFederation
 from benchmark.results import Accuracy, ModelKind, Results, RoundResult, SiloResult
 from fedreid.plan import parse_plan
@@ -68,6 +69,7 @@ def _silo(
     return SiloResult(
         images=0 if last is None else last.report.num_images,
         identities=0 if last is None else last.num_identities,
+        colours=colour_accuracy(federation.silos[silo]),
         untrained=figures[0][silo].get("global"),
         standalone=final.get("standalone"),
         local=final.get("local"),

@@ -40,6 +40,8 @@ class SiloResult(Record, frozen=True, kw_only=True, rename={"global_": "global"}
 
     images: int
     identities: int
+    colours: Accuracy | None = None
+    """Retrieval by colour histograms alone, without any learning."""
     untrained: Accuracy | None = None
     standalone: Accuracy | None = None
     local: Accuracy | None = None

@@ -8,6 +8,7 @@ job at hand; the next job starts a new child. Jobs read and write files; no tens
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -69,6 +70,7 @@ _BROKEN = (EOFError, ConnectionError, ValueError, msgspec.MsgspecError)
 _SECRETS = frozenset({"FEDREID_JOIN_TOKEN"})
 """Variables that no child needs to see."""
 _LAST_WORDS_S = 0.5
+_PR_SET_PDEATHSIG = 1
 _STOP_GRACE_S = 5.0
 _STDERR_TAIL_BYTES = 4000
 
@@ -210,6 +212,7 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
     prints can't break a line.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the group; the parent decides
+    _die_with_parent()
     lines = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
@@ -227,6 +230,15 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
             )
         else:
             tell(_Finished(report=msgspec.Raw(msgspec.json.encode(report))))
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end this process when its parent is killed, where the kernel can.
+
+    Otherwise a killed agent would leave its training running beside that of its next start.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _union(kinds: tuple[type[Job], ...]) -> Any:

@@ -159,7 +159,7 @@ class EvaluationPlan(Section, frozen=True, kw_only=True):
     """What silos and coordinator measure (reid-spec §7, §8)."""
 
     every: Count = 1
-    """Rounds between two evaluations of the local and global models at the silos."""
+    """Rounds between two evaluations at the silos; the last round is always measured."""
     standalone: bool = True
     """Train and measure the silo's own baseline beside the federation."""
     folder: str = ""

@@ -18,7 +18,7 @@ from coordinator.rounds.phases import update_path
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.validation import check_manifest, check_values
 from fedreid.contract import UpdateReport
-from fedreid.errors import Refusal, RunError, UpdateRefused, storage_errors
+from fedreid.errors import Refusal, RunError, StorageError, UpdateRefused, storage_errors
 from fedreid.files import replacing, sync_folder
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
@@ -157,6 +157,10 @@ class Intake:
                     await off_loop(file.write, chunk)
                 INTAKE_BYTES.inc(len(chunk.data))
             await off_loop(file.finish, manifest.payload_digest)
+        except StorageError:
+            if self._standing(announcement) is Standing.SEND:
+                raise
+            return Standing.STALE  # the round has ended meanwhile and its spool is gone
         finally:
             file.close()
         return await self._count(announcement, part)

@@ -245,7 +245,7 @@ def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> Rou
 
 
 def _close_intake(state: RoundState, rules: Rules, now_s: float) -> RoundState:
-    needed = max(rules.min_silos, rules.min_fraction * len(state.invited))
+    needed = _needed(state, rules)
     if len(state.updates) >= needed:
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     return _end(
@@ -263,9 +263,13 @@ def _without(state: RoundState, silo: str, rules: Rules, now_s: float) -> RoundS
         return state
     left = tuple(update for update in state.updates if update.silo != silo)
     state = msgspec.structs.replace(state, updates=left, weights={})
-    if len(left) >= rules.min_silos:
+    if len(left) >= _needed(state, rules):
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     return _end(state, Phase.FAILED, f"no quorum without {silo}, which is gone", now_s)
+
+
+def _needed(state: RoundState, rules: Rules) -> float:
+    return max(rules.min_silos, rules.min_fraction * len(state.invited))
 
 
 def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -> RoundState:

@@ -51,7 +51,8 @@ def evaluation_awaited(
 
 
 def _train_task(run: RunRow, plan: Plan, state: RoundState, now_s: float) -> TrainTask:
-    due = state.published_before % plan.evaluation.every == 0
+    last = state.published_before + 1 >= plan.rounds
+    due = last or state.published_before % plan.evaluation.every == 0
     return TrainTask(
         run=RunName(run.name),
         round=RoundNumber(state.number),

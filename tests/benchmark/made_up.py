@@ -66,6 +66,7 @@ def made_up(rounds: int = 20, *, distilled: bool = True) -> Results:
         silo: SiloResult(
             images=images,
             identities=images // 6,
+            colours=accuracy(0.05),
             untrained=accuracy(0.14),
             standalone=_at("standalone", silo, rounds, rounds),
             local=_at("local", silo, rounds, rounds),

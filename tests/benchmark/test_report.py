@@ -56,6 +56,7 @@ def test_the_files_keys_are_the_documented_ones(folder: Path) -> None:
     assert set(tree["silos"]["mall"]) == {
         "images",
         "identities",
+        "colours",
         "untrained",
         "standalone",
         "local",
@@ -123,6 +124,14 @@ def test_the_page_shows_the_figures_of_the_file(folder: Path) -> None:
             assert f"mAP {percent(measured.map)}" in page
 
 
+def test_seeing_more_than_colours_needs_twice_their_map_on_every_silo() -> None:
+    run = made_up()
+    enough = with_silo(run, "mall", colours=accuracy(0.1), global_=accuracy(0.2))
+    assert check(enough, "sees-more-than-colours").met
+    short = with_silo(run, "mall", colours=accuracy(0.1), global_=accuracy(0.19))
+    assert not check(short, "sees-more-than-colours").met
+
+
 def test_names_from_outside_can_not_inject_markup(tmp_path: Path) -> None:
     odd = msgspec.structs.replace(made_up(1), plan="<script>alert(1)</script>")
     page = write_report(odd, tmp_path / "out").read_text()
@@ -146,8 +155,8 @@ def with_silo(measured: Results, name: str, **changes: Accuracy | None) -> Resul
     return msgspec.structs.replace(measured, silos={**measured.silos, name: silo})
 
 
-def test_all_three_promises_are_met_by_a_good_run() -> None:
-    assert [one.met for one in judged(made_up()).checks] == [True, True, True]
+def test_all_promises_are_met_by_a_good_run() -> None:
+    assert [one.met for one in judged(made_up()).checks] == [True, True, True, True]
 
 
 def test_learning_needs_one_and_a_half_times_the_untrained_on_every_silo() -> None:

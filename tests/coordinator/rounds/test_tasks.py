@@ -109,6 +109,13 @@ def test_silos_measure_every_so_many_models(before: int, due: bool) -> None:
     assert given.evaluate is due
 
 
+def test_the_last_round_is_measured_whatever_the_plan_skips() -> None:
+    last = PLAN.rounds - 1
+    given = task(msgspec.structs.replace(opened(), published_before=last))
+    assert isinstance(given, TrainTask)
+    assert given.evaluate
+
+
 def test_no_time_is_left_after_the_deadline() -> None:
     given = task(opened(), now_s=BEGAN_S + 2 * DEADLINE_S)
     assert isinstance(given, TrainTask)
