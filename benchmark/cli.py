@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from fedreid import launch
-from fedreid.console import err, run_program, say
+from fedreid.console import run_program, say
 from fedreid.errors import RunError
 
 app = typer.Typer(
@@ -58,7 +57,8 @@ def synth(
     colour_shift: Annotated[bool, typer.Option(help="Cameras differ in colours.")] = True,
 ) -> None:
     """Render silos of procedural pedestrians in Market-1501 naming."""
-    from fedreid.datasets.synthetic import SyntheticSpec, render
+    from benchmark.silos import render_silos
+    from fedreid.datasets.synthetic import SyntheticSpec
 
     spec = SyntheticSpec(
         silos=silos,
@@ -68,18 +68,7 @@ def synth(
         seed=seed,
         colour_shift=colour_shift,
     )
-    with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("rendering", total=None)
-        made = render(
-            out,
-            spec,
-            workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    say(
-        f"made {made.images} images of {silos} silos in {out} at "
-        f"{made.images / made.seconds:.0f} images/s"
-    )
+    render_silos(out, spec, workers=workers)
 
 
 @app.command()

@@ -24,10 +24,11 @@ from benchmark.federation import LocalFederation
 from benchmark.ranked import RankedQuery
 from benchmark.report import write_report
 from benchmark.results import Results, read
+from benchmark.silos import render_silos
 from benchmark.summary import summary_table
 from coordinator.export import export_model
-from fedreid.console import err, out, say
-from fedreid.datasets.synthetic import SyntheticSpec, render
+from fedreid.console import out, say
+from fedreid.datasets.synthetic import SyntheticSpec
 from fedreid.errors import UsageError
 from fedreid.plan import BackbonePlan, parse_plan
 from fedreid.v1 import admin_pb2
@@ -49,7 +50,9 @@ def run_demo(folder: Path, *, seed: int, rounds: int, small: bool) -> Results:
     """
     _make_room(folder)
     with _terminable():
-        silos = _render(folder / "images", _small(seed) if small else SyntheticSpec(seed=seed))
+        spec = _small(seed) if small else SyntheticSpec(seed=seed)
+        made = render_silos(folder / "images", spec, workers=_RENDER_PROCESSES)
+        silos = {silo.name: folder / "images" / silo.name for silo in made.silos}
         plan = _write_plan(folder, seed=seed, rounds=rounds)
         with LocalFederation(folder / "federation", federation=FEDERATION, silos=silos) as local:
             _run(local, plan)
@@ -79,22 +82,6 @@ def _make_room(folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
-
-
-def _render(folder: Path, spec: SyntheticSpec) -> dict[str, Path]:
-    with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("rendering pedestrians", total=None)
-        made = render(
-            folder,
-            spec,
-            workers=_RENDER_PROCESSES,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    say(
-        f"rendered {made.images} images of procedural pedestrians in {made.seconds:.0f} s; "
-        f"contact sheets: {folder}/*.png"
-    )
-    return {silo.name: folder / silo.name for silo in made.silos}
 
 
 def _small(seed: int) -> SyntheticSpec:

@@ -5,7 +5,8 @@
     rounds/RUN-000007/
     ├── update.safetensors   the whole local backbone after training
     ├── private/             classifier and standalone state
-    └── round.json           what round it was, and its numbers
+    ├── round.json           what round it was, and its numbers
+    └── published.json       what the model that came of it scored here, after the last round
 
 A folder appears by one rename when training is complete, so a killed agent has trained a round
 wholly or not at all. It stays until a later round takes its place: whatever the coordinator
@@ -24,6 +25,7 @@ from silo_agent.config import Folders
 
 UPDATE_FILE = "update.safetensors"
 _NOTE = "round.json"
+_PUBLISHED = "published.json"
 
 
 class FinishedRound(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,19 @@ class Outbox:
         """The round that was trained last, of whichever run."""
         found = sorted(self._all(), key=lambda f: (self.folder(f) / _NOTE).stat().st_mtime)
         return found[-1] if found else None
+
+    def note_published(self, finished: FinishedRound, result: EvaluationResult) -> None:
+        """Keep what the model that the round led to has scored here."""
+        write_bytes(self.folder(finished) / _PUBLISHED, msgspec.json.encode(result))
+
+    def evaluations(self, finished: FinishedRound) -> tuple[EvaluationResult, ...]:
+        """The round's figures; the global model's are of its outcome, once that was measured."""
+        path = self.folder(finished) / _PUBLISHED
+        if not path.exists():
+            return finished.evaluations
+        published = msgspec.json.decode(path.read_bytes(), type=EvaluationResult)
+        others = (result for result in finished.evaluations if result.model != published.model)
+        return (published, *others)
 
     def remove_before(self, finished: FinishedRound) -> None:
         """Delete the rounds of the same run that ``finished`` has taken the place of."""

@@ -73,13 +73,15 @@ def print_report(folders: Folders, *, as_json: bool) -> None:
     Raises:
         UsageError: no model has been measured yet.
     """
-    last = Outbox(folders).last()
-    if last is None or not last.evaluations:
+    outbox = Outbox(folders)
+    last = outbox.last()
+    evaluations = () if last is None else outbox.evaluations(last)
+    if last is None or not evaluations:
         raise _NO_ROUND
     if as_json:
-        print_json(msgspec.to_builtins(last.evaluations))
+        print_json(msgspec.to_builtins(evaluations))
         return
-    best = max(last.evaluations, key=lambda result: result.map)
+    best = max(evaluations, key=lambda result: result.map)
     rows = [
         (
             result.model,
@@ -89,7 +91,7 @@ def print_report(folders: Folders, *, as_json: bool) -> None:
             str(result.queries),
             "deploy" if result is best else "",
         )
-        for result in last.evaluations
+        for result in evaluations
     ]
     title = f"Round {last.round} of {last.run}, on this silo's own query and gallery"
     print_table(title, ("model", "rank-1", "rank-5", "mAP", "queries", ""), rows)

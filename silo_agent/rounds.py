@@ -255,6 +255,8 @@ class Participant:
         )
         async with self._heartbeats(stub, "", 0):
             report = await self._worker.run(job, EvaluateReport, self._note_progress)
+        if previous is not None and report.evaluations:
+            await off_loop(self._outbox.note_published, previous, report.evaluations[0])
         await self._send_figures(stub, task.run, task.round, report.evaluations)
 
     async def _report(
