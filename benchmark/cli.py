@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fedreid import launch
-from fedreid.console import run_program, say
+from fedreid.console import print_json, print_table, run_program, say
 from fedreid.errors import RunError
 
 app = typer.Typer(
@@ -69,6 +69,29 @@ def synth(
         colour_shift=colour_shift,
     )
     render_silos(out, spec, workers=workers)
+
+
+@app.command()
+def guards(
+    data: Annotated[Path, typer.Argument(help="Folder that synth has made.")],
+    trainers: Annotated[int, typer.Option(help="How many silos train a backbone alone.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Epochs of each.")] = 16,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare trained and untrained backbones and colours on every silo's test set (mAP)."""
+    launch.prepare()
+    from benchmark.guards import measure_guards
+
+    rows = measure_guards(
+        data, trainers=trainers, epochs=epochs, threads=threads, tell=lambda progress: None
+    )
+    if as_json:
+        print_json(rows)
+        return
+    silos = list(next(iter(rows.values())))
+    cells = [(name, *(f"{row[silo]:.1%}" for silo in silos)) for name, row in rows.items()]
+    print_table("mAP on each silo's test set", ("ranked by", *silos), cells)
 
 
 @app.command()

@@ -159,9 +159,9 @@ class Conductor:
         """
         if self.run is None or self.run.state not in (RUNNING, PAUSED):
             raise RunError("No run is under way", next_step="Start one: coordinator run start.")
+        await self._set_run_state(state, reason)  # first, or another round would be opened
         if state == STOPPED:
             await self.apply(Abandoned(reason=reason))
-        await self._set_run_state(state, reason)
         assert self.run is not None
         return self.run
 
