@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import tomli_w
 from rich.console import Group
@@ -33,6 +33,9 @@ from fedreid.errors import UsageError
 from fedreid.plan import BackbonePlan, parse_plan
 from fedreid.v1 import admin_pb2
 from fedreid.wire.messages import evaluation_from_wire
+
+if TYPE_CHECKING:
+    from fedreid.v1.admin_pb2_grpc import AdminStub
 
 FEDERATION = "demo"
 _MARK = ".fedreid-demo"
@@ -106,20 +109,19 @@ def _run(local: LocalFederation, plan: Path) -> None:
     local.start_run(plan)
     for silo in local.silos:
         local.join(silo)
-    board = Board(local)
+    board = Board()
     with Live(board.draw(), console=out, refresh_per_second=4, transient=False) as live:
         local.wait_until(
             lambda run: run.state == "finished" and not run.awaited_evaluations,
             timeout_s=_TIMEOUT_S,
-            tell=lambda run: live.update(board.update(run)),
+            tell=lambda admin, run: live.update(board.update(admin, run)),
         )
 
 
 class Board:
     """What a person sees while the rounds go on."""
 
-    def __init__(self, local: LocalFederation) -> None:
-        self._local = local
+    def __init__(self) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -128,13 +130,12 @@ class Board:
         )
         self._task = self._bar.add_task("models", total=None)
         self._silos = Table()
-        self._rounds = 0
 
     def draw(self) -> Group:
         """The board as it stands."""
         return Group(self._bar, self._silos)
 
-    def update(self, run: admin_pb2.GetRunResponse) -> Group:
+    def update(self, admin: "AdminStub", run: admin_pb2.GetRunResponse) -> Group:
         """The board after another look at the coordinator."""
         self._bar.update(
             self._task,
@@ -142,9 +143,8 @@ class Board:
             total=run.rounds_planned,
             description=f"round {run.round.number} {run.round.phase}",
         )
-        with self._local.admin() as admin:
-            silos = admin.ListSilos(admin_pb2.ListSilosRequest()).silos
-            told = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest()).evaluations
+        silos = admin.ListSilos(admin_pb2.ListSilosRequest()).silos
+        told = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest()).evaluations
         self._silos = Table("silo", "does", "loss", "weight", "global rank-1", "standalone rank-1")
         parts = {part.silo: part for part in run.round.participants}
         for silo in silos:

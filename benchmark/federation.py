@@ -199,7 +199,7 @@ class LocalFederation:
         reached: Callable[[admin_pb2.GetRunResponse], bool],
         *,
         timeout_s: float,
-        tell: Callable[[admin_pb2.GetRunResponse], None] = lambda run: None,
+        tell: "Callable[[AdminStub, admin_pb2.GetRunResponse], None]" = lambda admin, run: None,
     ) -> admin_pb2.GetRunResponse:
         """Poll the run until a condition holds.
 
@@ -210,7 +210,7 @@ class LocalFederation:
         with self.admin() as admin:
             while True:
                 run = admin.GetRun(admin_pb2.GetRunRequest())
-                tell(run)
+                tell(admin, run)
                 if reached(run):
                     return run
                 self._check_alive()

@@ -4,8 +4,6 @@ A body is a list of parts: tubes along a row of elliptic rings. Metres, in the p
 x to their left, y up from the ground, z forward. Letters: K control rings, 3 space.
 """
 
-# ruff: noqa: N815  (shape letters stand in names, in fields too)
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias

@@ -3,8 +3,6 @@
 Letters: H W pixels, 3 colour. Colours are linear light until `develop`.
 """
 
-# ruff: noqa: N815  (shape letters stand in names, in fields too)
-
 from dataclasses import dataclass
 from io import BytesIO
 

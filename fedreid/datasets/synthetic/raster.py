@@ -8,8 +8,6 @@ Letters: H W pixels, T rings along a part, A angles about it, N visible samples,
 Camera frame: x right, y up, z towards the camera, metres, origin on the ground below the person.
 """
 
-# ruff: noqa: N815  (shape letters stand in names, in fields too)
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
