@@ -185,6 +185,8 @@ class Worker:
             # A process that the child has left behind may hold the pipe for ever.
             await asyncio.wait({self._stderr_reader}, timeout=_LAST_WORDS_S)
             self._stderr_reader.cancel()
+        # asyncio has no public way to let go of pipes that such a process still holds.
+        child._transport.close()  # type: ignore[attr-defined]
         code = child.returncode or 0
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
