@@ -1,16 +1,16 @@
 """Which fixtures do tests of several packages share?"""
 
+import importlib
 import time
 
 import pytest
-from hypothesis import strategies
 
 from tests.parties import FakeClock, Federation
 
 # Hypothesis reads this strategy's module only when it is first drawn from, and pytest rewrites the
 # module's syntax tree then. CPython 3.11 fails at that if a finaliser happens to run in the middle
 # ("AST constructor recursion depth mismatch"), so it is read now.
-strategies.from_regex("a").validate()
+importlib.import_module("hypothesis.strategies._internal.regex")
 
 
 @pytest.fixture

@@ -159,6 +159,10 @@ class Access(grpc.aio.ServerInterceptor):
             if task not in self._ended:
                 raise
             task.uncancel()
+            try:
+                self._admit(context, service)  # says why, as every later call will hear it
+            except AccessDenied as denied:
+                await _tell(context, denied)
             await _tell(context, AccessDenied(f"The silo {name} may take part no longer"))
         except (grpc.aio.AbortError, GeneratorExit):
             raise
