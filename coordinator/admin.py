@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from coordinator.rounds.conductor import PAUSED, RUNNING, STOPPED, Conductor
-from coordinator.rounds.journal import Journal
+from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal
 from coordinator.rounds.machine import RoundState
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
@@ -121,7 +121,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             rounds_published=self._conductor.rounds_published,
             round=_summary(state) if state is not None else None,
             plan_toml=run.plan_toml,
-            model_digest=await off_loop(self._newest_digest),
+            model_digest=await off_loop(self._models.newest_digest),
             awaited_evaluations=self._conductor.awaited_evaluations(),
         )
 
@@ -159,17 +159,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.ExportModelRequest, context: Any
     ) -> AsyncIterator[admin_pb2.ExportModelResponse]:
         """Send a published model in exact values."""
-        digest = Digest(request.model_digest or await off_loop(self._newest_digest))
+        digest = Digest(request.model_digest or await off_loop(self._models.newest_digest))
         if not digest:
             raise RunError("No model has been published yet")
         release = await off_loop(self._models.signed_release, digest, "fp32")
         yield admin_pb2.ExportModelResponse(release=release)
         async for chunk in self._models.chunks(digest, "fp32", 0):
             yield admin_pb2.ExportModelResponse(chunk=chunk)
-
-    def _newest_digest(self) -> str:
-        model = self._journal.newest_model()
-        return "" if model is None else model.digest
 
     def _run_name(self, asked: str) -> str:
         if asked:

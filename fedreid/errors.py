@@ -185,6 +185,10 @@ class Refusal(enum.Enum):
     QUOTA = "quota"
 
 
+BROKEN_LINE = frozenset({Refusal.CHUNK, Refusal.BYTE_COUNT, Refusal.DIGEST})
+"""Refusals that a broken line can cause: the same update may be sent again."""
+
+
 class UpdateRefused(FedreidError):
     """An update that must not count."""
 

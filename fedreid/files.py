@@ -100,10 +100,11 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=not path.exists())
 
 
-def digest_of(path: Path) -> Digest:
-    """BLAKE3 of a file's bytes, read in blocks."""
+def digest_of(path: Path, *, start: int = 0) -> Digest:
+    """BLAKE3 of a file's bytes from ``start`` on, read in blocks."""
     hasher = blake3.blake3()
     with storage_errors("read", path), path.open("rb", buffering=0) as stream:
+        stream.seek(start)
         block = bytearray(_READ_BYTES)
         view = memoryview(block)
         while count := stream.readinto(view):

@@ -8,15 +8,11 @@ the ceiling above that.
 from dataclasses import dataclass
 from pathlib import Path
 
-import blake3
-
 from fedreid.contract import TrainTask, UpdateReport
-from fedreid.errors import PolicyRefused, StorageError, storage_errors
-from fedreid.files import replacing
-from fedreid.limits import CHUNK_BYTES
-from fedreid.names import Digest
+from fedreid.errors import PolicyRefused, StorageError
+from fedreid.files import digest_of, replacing
 from fedreid.plan import BatchNormPolicy, Encoding
-from fedreid.wire.encoding import encode
+from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorFile, batch_norm_names
 from silo_agent.config import Policy
@@ -81,12 +77,13 @@ def pack(
             path, start = folder / _PAYLOAD_FILE, 0
             with replacing(path, mode=0o600) as stream:
                 encode(file, layout, encoding, stream)
-        digest, size = _payload_digest(path, start)
-    return Parcel(
-        manifest=Manifest(layout=layout, encoding=encoding, byte_count=size, payload_digest=digest),
-        path=path,
-        start=start,
+    manifest = Manifest(
+        layout=layout,
+        encoding=encoding,
+        byte_count=payload_bytes(layout, encoding),
+        payload_digest=digest_of(path, start=start),
     )
+    return Parcel(manifest=manifest, path=path, start=start)
 
 
 def shared_layout(update: Layout, base: Layout, *, bn: BatchNormPolicy, policy: Policy) -> Layout:
@@ -111,14 +108,3 @@ def _batchnorm_stays(bn: BatchNormPolicy) -> PolicyRefused:
         why="this silo's policy does not let them leave",
         next_step="Ask for a plan with bn = 'local', or set policy.batchnorm_statistics.",
     )
-
-
-def _payload_digest(path: Path, start: int) -> tuple[Digest, int]:
-    hasher = blake3.blake3()
-    size = 0
-    with storage_errors("read", path), path.open("rb", buffering=0) as stream:
-        stream.seek(start)
-        while block := stream.read(CHUNK_BYTES):
-            hasher.update(block)
-            size += len(block)
-    return Digest(hasher.hexdigest()), size

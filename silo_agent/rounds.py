@@ -21,7 +21,7 @@ from fedreid.contract import (
     UpdateReport,
     WaitTask,
 )
-from fedreid.errors import ConnectionFailed, Refusal, UpdateRefused
+from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
 from fedreid.jobs import Progress, Worker
 from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S
 from fedreid.v1 import federation_pb2 as pb
@@ -37,8 +37,6 @@ from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob
 from silo_agent.models import Held, ModelCache
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.trust.channel import calling
-
-_BROKEN_LINE = frozenset({Refusal.CHUNK, Refusal.BYTE_COUNT, Refusal.DIGEST})
 
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
@@ -191,7 +189,7 @@ class Participant:
         try:
             state = await self._upload(stub, finished, parcel)
         except UpdateRefused as refusal:
-            if refusal.reason in _BROKEN_LINE:
+            if refusal.reason in BROKEN_LINE:
                 raise ConnectionFailed("The update arrived damaged", why=str(refusal)) from refusal
             self._tell(f"round {task.round}: the coordinator refused the update: {refusal}")
             return

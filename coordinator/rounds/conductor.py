@@ -9,7 +9,16 @@ from collections.abc import Callable
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.journal import EvaluationRow, Journal, RunRow
+from coordinator.rounds.journal import (
+    FAILED,
+    FINISHED,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    EvaluationRow,
+    Journal,
+    RunRow,
+)
 from coordinator.rounds.machine import (
     Abandoned,
     Event,
@@ -32,11 +41,10 @@ from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
 from fedreid.files import remove_folder
 from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_ATTEMPTS, JOB_RETRY_S
-from fedreid.names import Digest, SiloName, check_label
+from fedreid.names import SiloName, check_label
 from fedreid.plan import Plan, parse_plan
 from fedreid.work import off_loop
 
-RUNNING, PAUSED, FINISHED, STOPPED, FAILED = "running", "paused", "finished", "stopped", "failed"
 _IDLE_S = 1.0
 
 
@@ -111,12 +119,6 @@ class Conductor:
         if self._plan is None:
             raise RunError("There is no run", next_step="Start one: coordinator run start PLAN.")
         return self._plan
-
-    @property
-    def newest_digest(self) -> Digest:
-        """The newest published model of the run."""
-        model = self._journal.newest_model()
-        return Digest("") if model is None else Digest(model.digest)
 
     async def start_run(self, plan_toml: str) -> RunRow:
         """Start a run: make and publish its start weights.
@@ -308,7 +310,7 @@ class Conductor:
             state = open_round(
                 run=self.run.name,
                 number=number,
-                base_digest=self.newest_digest,
+                base_digest=await off_loop(self._models.newest_digest),
                 published_before=self.rounds_published,
                 invited=invited,
                 rules=self._rules(None),

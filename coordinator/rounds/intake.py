@@ -18,7 +18,14 @@ from coordinator.rounds.phases import update_path
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.validation import check_manifest, check_values
 from fedreid.contract import UpdateReport
-from fedreid.errors import Refusal, RunError, StorageError, UpdateRefused, storage_errors
+from fedreid.errors import (
+    BROKEN_LINE,
+    Refusal,
+    RunError,
+    StorageError,
+    UpdateRefused,
+    storage_errors,
+)
 from fedreid.files import replacing, sync_folder
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
@@ -30,10 +37,8 @@ from fedreid.wire.stream import PartialFile
 from fedreid.wire.tensors import TensorFile
 from fedreid.work import off_loop
 
-_SEND_AGAIN = frozenset(
-    {Refusal.CHUNK, Refusal.BYTE_COUNT, Refusal.DIGEST, Refusal.NOT_INVITED, Refusal.STALE}
-)
-"""Refusals that say nothing of the update's content: a broken line can cause them."""
+_SEND_AGAIN = BROKEN_LINE | {Refusal.NOT_INVITED, Refusal.STALE}
+"""Refusals that say nothing of the update's content."""
 
 
 class Standing(Enum):

@@ -76,6 +76,10 @@ _evaluations = sa.Table(
 )
 
 
+RUNNING, PAUSED, FINISHED, STOPPED, FAILED = "running", "paused", "finished", "stopped", "failed"
+"""States of a run."""
+
+
 class SiloRow(msgspec.Struct, frozen=True, kw_only=True):
     """A registered silo."""
 

@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.rounds.journal import Journal, ModelRow
 from fedreid.contract import Release, ReleasePayload
 from fedreid.errors import StorageError, UsageError, storage_errors
 from fedreid.files import digest_of, sync_folder
-from fedreid.limits import CHUNK_BYTES, MODELS_KEPT
+from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
 from fedreid.plan import Encoding
@@ -132,6 +131,11 @@ class Models:
         async for chunk in send_chunks(path, start=start, size=size, offset=offset):
             yield chunk
 
+    def newest_digest(self) -> Digest:
+        """The model that was published last; empty if there is none."""
+        row = self._journal.newest_model()
+        return Digest("") if row is None else Digest(row.digest)
+
     def remove_old(self) -> None:
         """Delete the files of models beyond the newest ones that are kept."""
         rows = self._journal.models()
@@ -148,13 +152,8 @@ class Models:
 
     def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
         path, start, size = self._payload_place(digest, encoding)
-        hasher = blake3.blake3()
-        with storage_errors("read", path), path.open("rb", buffering=0) as stream:
-            stream.seek(start)
-            while block := stream.read(CHUNK_BYTES):
-                hasher.update(block)
         return ReleasePayload(
-            encoding=encoding, payload_digest=Digest(hasher.hexdigest()), byte_count=size
+            encoding=encoding, payload_digest=digest_of(path, start=start), byte_count=size
         )
 
     def _payload_place(self, digest: Digest, encoding: Encoding) -> tuple[Path, int, int]:

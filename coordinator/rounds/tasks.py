@@ -2,7 +2,7 @@
 
 from collections.abc import Set as AbstractSet
 
-from coordinator.rounds.journal import RunRow
+from coordinator.rounds.journal import FINISHED, PAUSED, RUNNING, RunRow
 from coordinator.rounds.machine import Phase, RoundState
 from fedreid.contract import EvaluateTask, Task, TrainTask, WaitTask
 from fedreid.names import Digest, RoundNumber, RunName, SiloName
@@ -22,16 +22,16 @@ def task_for(
     """The silo's task; ``evaluated`` holds (round, silo) of global models already measured."""
     if run is None or plan is None:
         return WaitTask(reason="no run has been started yet")
-    if run.state in ("finished", "stopped", "failed"):
+    if run.state not in (RUNNING, PAUSED):
         if (
-            run.state == "finished"
+            run.state == FINISHED
             and state is not None
             and silo in state.invited
             and evaluation_awaited(plan, state, silo, evaluated)
         ):
             return _evaluate_task(run, plan, state)
         return WaitTask(
-            reason=f"the run {run.name} is {run.state}", run_finished=run.state == "finished"
+            reason=f"the run {run.name} is {run.state}", run_finished=run.state == FINISHED
         )
     if state is not None and state.wants(silo) and silo not in state.refused:
         return _train_task(run, plan, state, now_s)
