@@ -13,6 +13,7 @@ from silo_agent.outbox import UPDATE_FILE
 
 _STEP = 1e-3
 _IMAGES = 100
+_STEPS = 4
 
 
 def train(job: TrainJob, tell: ProgressSink) -> TrainReport:
@@ -32,6 +33,7 @@ def train(job: TrainJob, tell: ProgressSink) -> TrainReport:
         num_identities=1,
         cosine_distance=0.1 + share,
         train_loss=1.0,
+        num_steps=_STEPS,
         evaluations=(),
     )
 

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from fedreid.errors import Refusal, UpdateRefused
-from fedreid.limits import DISTANCE_RANGE, UPDATE_IMAGES
+from fedreid.limits import DISTANCE_RANGE, UPDATE_IMAGES, UPDATE_STEPS
 from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
 
@@ -66,12 +66,14 @@ class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
     num_images: int
     cosine_distance: float
     train_loss: float
+    num_steps: int
+    """Optimiser steps of the round: by how many the update is divided where silos are compared."""
 
     def checked(self) -> "UpdateReport":
         """The report, if its numbers can be what they claim to be.
 
         Raises:
-            UpdateRefused: a distance or an image count out of range, or a loss that is no number.
+            UpdateRefused: a distance or a count out of range, or a loss that is no number.
         """
         low, high = DISTANCE_RANGE
         if not low <= self.cosine_distance <= high:  # NaN fails too
@@ -82,6 +84,10 @@ class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
         if not 1 <= self.num_images <= UPDATE_IMAGES:
             raise UpdateRefused(
                 Refusal.WEIGHT, f"The image count {self.num_images} is not within its range"
+            )
+        if not 1 <= self.num_steps <= UPDATE_STEPS:
+            raise UpdateRefused(
+                Refusal.WEIGHT, f"The step count {self.num_steps} is not within its range"
             )
         if not math.isfinite(self.train_loss):
             raise UpdateRefused(Refusal.REPORT, f"The training loss is {self.train_loss}")

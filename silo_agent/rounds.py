@@ -141,6 +141,7 @@ class Participant:
             num_images=report.num_images,
             cosine_distance=report.cosine_distance,
             train_loss=report.train_loss,
+            num_steps=report.num_steps,
         )
         finished = FinishedRound(
             run=task.run,
@@ -154,8 +155,9 @@ class Participant:
         )
         await off_loop(self._outbox.put, out, finished)
         self._tell(
-            f"round {task.round}: trained on {report.num_images} images, loss "
-            f"{report.train_loss:.3f}, cosine distance {report.cosine_distance:.4f}"
+            f"round {task.round}: trained on {report.num_images} images in "
+            f"{report.num_steps} steps, loss {report.train_loss:.3f}, "
+            f"cosine distance {report.cosine_distance:.4f}"
         )
         return finished
 

@@ -687,22 +687,26 @@ class UpdateReport(_message.Message):
     NUM_IMAGES_FIELD_NUMBER: _builtins.int
     COSINE_DISTANCE_FIELD_NUMBER: _builtins.int
     TRAIN_LOSS_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
     num_images: _builtins.int
     """Images trained on."""
     cosine_distance: _builtins.float
     """Cosine distance of the classifier's outputs before and after training, 0 to 2."""
     train_loss: _builtins.float
     """Mean training loss of the last epoch."""
+    num_steps: _builtins.int
+    """Optimiser steps of the round, all epochs together."""
     def __init__(
         self,
         *,
         num_images: _builtins.int = ...,
         cosine_distance: _builtins.float = ...,
         train_loss: _builtins.float = ...,
+        num_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine_distance", b"cosine_distance", "num_images", b"num_images", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine_distance", b"cosine_distance", "num_images", b"num_images", "num_steps", b"num_steps", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -111,6 +111,7 @@ def report_to_wire(report: UpdateReport) -> pb.UpdateReport:
         num_images=report.num_images,
         cosine_distance=report.cosine_distance,
         train_loss=report.train_loss,
+        num_steps=report.num_steps,
     )
 
 
@@ -120,6 +121,7 @@ def report_from_wire(message: pb.UpdateReport) -> UpdateReport:
         num_images=message.num_images,
         cosine_distance=message.cosine_distance,
         train_loss=message.train_loss,
+        num_steps=message.num_steps,
     ).checked()
 
 

@@ -49,6 +49,8 @@ class TrainReport(Report, frozen=True, kw_only=True):
     num_identities: int
     cosine_distance: float
     train_loss: float
+    num_steps: int
+    """Optimiser steps of the federated training; the standalone baseline's are not counted."""
     evaluations: tuple[EvaluationResult, ...]
 
 

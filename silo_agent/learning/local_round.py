@@ -32,7 +32,7 @@ from silo_agent.learning.state import (
     read_classifier,
     write_classifier,
 )
-from silo_agent.learning.training import Learner, train
+from silo_agent.learning.training import Learner, Trained, train
 from silo_agent.learning.weighing import cosine_distance, draw_probe, probe_logits
 
 UPDATE_FILE = "update.safetensors"
@@ -66,7 +66,7 @@ class LocalRound:
         )
         images = self.data.train.images
         before_NC = probe_logits(learner, images, probe_N, device=self.device)
-        loss = self._train(learner, "training")
+        trained = self._train(learner, "training")
         after_NC = probe_logits(learner, images, probe_N, device=self.device)
         self._measure(learner, "local", evaluations)
         self._keep_federated(learner)
@@ -75,7 +75,8 @@ class LocalRound:
             num_images=len(images),
             num_identities=len(self.data.identities),
             cosine_distance=cosine_distance(before_NC, after_NC),
-            train_loss=loss,
+            train_loss=trained.loss,
+            num_steps=trained.num_steps,
             evaluations=tuple(evaluations),
         )
 
@@ -95,7 +96,7 @@ class LocalRound:
         )
         return Learner(backbone=backbone.to(self.device), classifier=classifier.to(self.device))
 
-    def _train(self, learner: Learner, phase: str) -> float:
+    def _train(self, learner: Learner, phase: str) -> Trained:
         return train(
             learner,
             self.data.train,

@@ -43,6 +43,15 @@ class TrainingImages:
     labels: IndexArray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training gave beside the learner's new weights."""
+
+    loss: float
+    """Mean over all images seen."""
+    num_steps: int
+
+
 def train(
     learner: Learner,
     data: TrainingImages,
@@ -52,8 +61,8 @@ def train(
     seed: int,
     device: torch.device,
     tell: Told,
-) -> float:
-    """Train in place for the plan's epochs; returns the mean loss over all images seen.
+) -> Trained:
+    """Train in place for the plan's epochs.
 
     Optimiser state begins anew and is dropped at the end: it never outlives a round.
     The seed settles order, augmentation and dropout.
@@ -80,7 +89,7 @@ def train(
         loss_sum += loss * len(indices_N)
         seen += len(indices_N)
         tell(step, len(batches), loss_sum / seen)
-    return loss_sum / seen
+    return Trained(loss=loss_sum / seen, num_steps=len(batches))
 
 
 def _optimiser(learner: Learner, plan: TrainingPlan, factor: float) -> torch.optim.SGD:

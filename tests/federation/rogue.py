@@ -112,7 +112,7 @@ def announcement(
             payload_digest=blake3.blake3(payload).hexdigest(),
         ),
         report=pb.UpdateReport(
-            num_images=num_images, cosine_distance=cosine_distance, train_loss=1.0
+            num_images=num_images, cosine_distance=cosine_distance, train_loss=1.0, num_steps=4
         ),
     )
 

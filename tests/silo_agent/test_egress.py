@@ -215,7 +215,7 @@ def test_a_payload_file_is_private(tmp_path: Path) -> None:
 
 
 def test_a_silo_with_too_few_images_sends_nothing() -> None:
-    report = UpdateReport(num_images=9, cosine_distance=0.5, train_loss=1.0)
+    report = UpdateReport(num_images=9, cosine_distance=0.5, train_loss=1.0, num_steps=4)
     check_report(report, Policy(minimum_images=9))
     with pytest.raises(PolicyRefused, match="demands at least 10"):
         check_report(report, Policy(minimum_images=10))

@@ -20,7 +20,7 @@ ROUND = FinishedRound(
     base_digest="b" * 64,
     bn="local",
     encoding="bf16",
-    report=UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0),
+    report=UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4),
     num_identities=3,
     evaluations=(RESULT,),
 )

@@ -42,7 +42,7 @@ def opened(*invited: str, by: Rules | None = None) -> RoundState:
 
 def update(silo: str, *, digest: str = "d" * 64) -> UpdateAccepted:
     """A silo's update has been accepted."""
-    report = UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0)
+    report = UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4)
     return UpdateAccepted(
         update=Accepted(silo=silo, payload_digest=digest, size_bytes=4, report=report)
     )

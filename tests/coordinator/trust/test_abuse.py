@@ -89,7 +89,7 @@ class Victim(Assembled):
             round=1,
             base_digest=self.digest,
             manifest=manifest.to_wire(),
-            report=pb.UpdateReport(num_images=1, cosine_distance=0.5, train_loss=1.0),
+            report=pb.UpdateReport(num_images=1, cosine_distance=0.5, train_loss=1.0, num_steps=4),
         )
 
 

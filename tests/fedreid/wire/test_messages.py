@@ -122,7 +122,7 @@ def test_a_task_whose_learning_rate_is_no_rate_is_refused(rate: float) -> None:
         task_from_wire(message)
 
 
-REPORT = UpdateReport(num_images=7, cosine_distance=0.5, train_loss=1.25)
+REPORT = UpdateReport(num_images=7, cosine_distance=0.5, train_loss=1.25, num_steps=3)
 
 
 def test_a_report_comes_back_from_the_wire_as_it_was() -> None:
@@ -135,6 +135,9 @@ def test_a_report_comes_back_from_the_wire_as_it_was() -> None:
         ("num_images", 0),
         ("num_images", 100_000_001),
         ("num_images", 2**64 - 1),
+        ("num_steps", 0),
+        ("num_steps", 10_000_001),
+        ("num_steps", 2**64 - 1),
         ("cosine_distance", float("nan")),
         ("cosine_distance", -1e-9),
         ("cosine_distance", 2.0000001),

@@ -80,6 +80,7 @@ def test_a_report_holds_counts_distance_loss_and_three_models(
     assert (report.num_images, report.num_identities) == (12, 3)
     assert 0.0 < report.cosine_distance <= 2.0
     assert 0.0 < report.train_loss < 10.0
+    assert report.num_steps == 3  # 12 images by 4; the standalone baseline's are not counted
     assert [result.model for result in report.evaluations] == list(ALL)
     phases = [line.phase for line in heard]
     assert list(dict.fromkeys(phases)) == ["evaluating", "training", "standalone"]

@@ -35,7 +35,7 @@ def trained(
     data: TrainingImages, plan: TrainingPlan = TRAINING, *, seed: int = 1, factor: float = 1.0
 ) -> tuple[dict[str, FloatArray], float]:
     made = learner()
-    loss = train(
+    outcome = train(
         made,
         data,
         plan,
@@ -44,7 +44,7 @@ def trained(
         device=CPU,
         tell=lambda done, total, loss: None,
     )
-    return shared_tensors(made.backbone), loss
+    return shared_tensors(made.backbone), outcome.loss
 
 
 def way(tensors: dict[str, FloatArray]) -> float:
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss(data: TrainingImages) -> None:
             seed=seed,
             device=CPU,
             tell=lambda done, total, loss: None,
-        )
+        ).loss
         for seed in range(30)
     ]
     assert max(losses[-5:]) < 0.7 * losses[0]
@@ -81,7 +81,7 @@ def test_progress_counts_steps_of_all_epochs_and_tells_the_mean_loss(
     data: TrainingImages,
 ) -> None:
     heard: list[tuple[int, int, float]] = []
-    loss = train(
+    outcome = train(
         learner(),
         data,
         replace(TRAINING, epochs=2, batch_size=5),
@@ -91,7 +91,8 @@ def test_progress_counts_steps_of_all_epochs_and_tells_the_mean_loss(
         tell=lambda done, total, mean: heard.append((done, total, mean)),
     )
     assert [line[:2] for line in heard] == [(step, 6) for step in range(1, 7)]
-    assert heard[-1][2] == loss
+    assert heard[-1][2] == outcome.loss
+    assert outcome.num_steps == 6
 
 
 def test_a_silo_smaller_than_a_batch_trains(data: TrainingImages) -> None:
