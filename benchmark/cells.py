@@ -35,8 +35,10 @@ class SiloUse(Record, frozen=True, kw_only=True):
 
 
 class CellResult(Record, frozen=True, kw_only=True):
-    """One finished cell. A baseline's figures stand in its rounds as well: those of the kind
-    ``standalone`` under the model kind ``standalone``, those of ``centralised`` under ``global``.
+    """One finished cell.
+
+    A baseline's figures stand in its rounds as well: those of the kind ``standalone`` under the
+    model kind ``standalone``, those of ``centralised`` under ``global``.
     """
 
     bench: str

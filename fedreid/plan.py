@@ -91,8 +91,28 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
     distance_power: NonNegative = 1.0
     max_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Largest share of one silo where more than two take part."""
+    normalisation: Literal["none", "fednova"] = "none"
+    """``fednova``: a silo that makes more steps moves the model no further for it."""
+    server_learning_rate: Positive = 1.0
+    """Step of the coordinator along the mean update; 1 = take the mean itself."""
+    server_momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Of the published models' movement (FedAvgM, heavy-ball form)."""
+    clustering: Literal["none", "finch"] = "none"
+    """``finch``: silos whose models see the public images alike get a model of their own
+    (TOMM'23 §5.1); needs ``distillation.images``."""
     bn: BatchNormPolicy = "pooled"
     """What becomes of running statistics; ``local`` keeps all of BatchNorm at the silos."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together; msgspec makes a ValidationError of it."""
+        steps = (
+            self.normalisation != "none" or self.server_momentum or self.server_learning_rate != 1
+        )
+        if self.clustering != "none" and steps:
+            raise ValueError(
+                "clustering gives silos different base models, so it can't be combined with "
+                "normalisation, server_learning_rate or server_momentum"
+            )
 
 
 class DistillationPlan(Section, frozen=True, kw_only=True):
@@ -102,8 +122,9 @@ class DistillationPlan(Section, frozen=True, kw_only=True):
     """The coordinator's folder of public images; empty = no distillation."""
     every: Count = 1
     """Rounds between two distillations."""
-    loss: Literal["normalised", "paper"] = "normalised"
-    """Cosine to the mean teacher, or the paper's squared error."""
+    loss: Literal["normalised", "paper", "none"] = "normalised"
+    """Cosine to the mean teacher, the paper's squared error, or ``none``: the images are only
+    there for ``bn = recalibrated`` and for clustering."""
     similarity: NonNegative = 0.0
     """Weight of the batch's similarity-matrix term beside the ``normalised`` loss."""
     learning_rate: Positive = 5e-4

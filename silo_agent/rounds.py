@@ -16,7 +16,6 @@ from fedreid import __version__
 from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
-    ModelKind,
     TrainTask,
     UpdateReport,
     WaitTask,
@@ -162,25 +161,18 @@ class Participant:
         return finished
 
     def _train_job(self, task: TrainTask, base: Held, out: Path) -> TrainJob:
-        previous = self._outbox.newest(task.run, before=task.round)
-        kinds: tuple[ModelKind, ...] = ()
-        if task.evaluate:
-            kinds = ("global", "local", "standalone") if task.standalone else ("global", "local")
-        return TrainJob(
-            silo=self._silo,
-            run=task.run,
-            round=task.round,
-            seed=task.seed,
-            backbone=task.backbone,
-            training=task.training,
-            learning_rate_factor=task.learning_rate_factor,
-            bn=task.bn,
+        return TrainJob.of(
+            task,
+            self._silo,
             base_model=base.path,
-            previous="" if previous is None else str(self._outbox.folder(previous)),
+            previous=self._previous(task.run, before=task.round),
             out=str(out),
-            evaluate=kinds,
-            standalone=task.standalone,
         )
+
+    def _previous(self, run: str, *, before: int | None = None) -> str:
+        """The folder of the silo's last round in a run; empty if there is none."""
+        previous = self._outbox.newest(run, before=before)
+        return "" if previous is None else str(self._outbox.folder(previous))
 
     async def _deliver(
         self, stub: "FederationAsyncStub", task: TrainTask, finished: FinishedRound, base: Held
@@ -245,14 +237,7 @@ class Participant:
             stub, self._config.coordinator, task.model_digest, task.download_encoding
         )
         previous = self._outbox.newest(task.run)
-        job = EvaluateJob(
-            silo=self._silo,
-            backbone=task.backbone,
-            bn=task.bn,
-            model=model.path,
-            previous="" if previous is None else str(self._outbox.folder(previous)),
-            threads=task.threads,
-        )
+        job = EvaluateJob.of(task, self._silo, model=model.path, previous=self._previous(task.run))
         async with self._heartbeats(stub, "", 0):
             report = await self._worker.run(job, EvaluateReport, self._note_progress)
         if previous is not None and report.evaluations:

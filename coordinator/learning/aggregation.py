@@ -1,9 +1,18 @@
 """How do the silos' updates of a round become one model?
 
 FedPav (MM'20 §4): w ← Σ_k p_k · w_k over the silos in sorted order, summed in float64 and cast
-to fp32 once. BatchNorm policies: reid-spec §4. Files are walked tensor by tensor and block by
-block, so memory grows neither with the number of silos nor with the model; one descriptor stays
-open per silo.
+to fp32 once. Every other method here gives the same files other factors, and the base model w_t
+(and the one before it) a factor too; the factors of all always sum to 1::
+
+    FedNova (Wang et al. 2020)    w ← w_t + τ Σ_k p_k (w_k − w_t)/τ_k       τ = Σ_k p_k τ_k
+    server step (FedOpt)          w ← w_t + η Σ_k p_k (w_k − w_t)
+    server momentum (FedAvgM)     …  + β (w_t − w_{t−1})                    heavy-ball form
+
+The heavy-ball form of momentum needs no state beside the published models, so a restarted
+coordinator has nothing to lose; what distillation moved counts as movement too.
+Running statistics are no steps: they are always pooled by p_k. BatchNorm policies: reid-spec §4.
+Files are walked tensor by tensor and block by block, so memory grows neither with the number of
+silos nor with the model; one descriptor stays open per silo.
 
 Letters: K silos, B values of one block, C channels of one BatchNorm layer.
 """
@@ -18,7 +27,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from coordinator.learning.jobs import AggregateJob, AggregateReport
+from coordinator.learning.jobs import AggregateJob, AggregateReport, Contribution
 from coordinator.learning.shares import falls_back, shares
 from fedreid.errors import Refusal, UpdateRefused
 from fedreid.files import replacing
@@ -47,8 +56,22 @@ class _Update:
 
     silo: str
     share: float
+    """Its factor: p_k, or what the method makes of it."""
     file: TensorFile
     offsets: dict[str, int]
+    norm: float = 1.0
+    """τ_k of FedNova: the length of the silo's path in gradient steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """All files of one aggregation."""
+
+    base: _Update
+    previous: _Update | None
+    """The model before the base, where momentum needs it."""
+    updates_K: list[_Update]
+    plan: AggregationPlan
 
 
 def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
@@ -60,15 +83,19 @@ def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
     """
     weights = shares(job.contributions, job.aggregation)
     with ExitStack() as stack:
-        base = _opened(stack, "", job.base, 0.0)
-        updates_K = [
-            _opened(stack, c.silo, c.path, weights[c.silo])
-            for c in sorted(job.contributions, key=lambda contribution: contribution.silo)
-        ]
-        for update in updates_K:
-            _check_layout(update, base, job.aggregation)
+        opened = _Round(
+            base=_opened(stack, "", job.base, 0.0),
+            previous=_opened(stack, "", job.previous, 0.0) if job.previous else None,
+            updates_K=[
+                replace(_opened(stack, c.silo, c.path, weights[c.silo]), norm=_path_length(c, job))
+                for c in sorted(job.contributions, key=lambda contribution: contribution.silo)
+            ],
+            plan=job.aggregation,
+        )
+        for update in opened.updates_K:
+            _check_layout(update, opened.base, job.aggregation)
         with replacing(Path(job.out)) as stream:
-            squared = _write(stream, base, updates_K, job.aggregation, progress)
+            squared = _write(stream, opened, progress)
     return AggregateReport(
         weights=weights,
         all_distances_zero=falls_back(job.contributions, job.aggregation),
@@ -80,6 +107,22 @@ def _opened(stack: ExitStack, silo: str, path: str, share: float) -> _Update:
     file = stack.enter_context(TensorFile(Path(path)))
     offsets = {spec.name: offset for spec, offset in file.layout.offsets()}
     return _Update(silo=silo, share=share, file=file, offsets=offsets)
+
+
+def _path_length(contribution: Contribution, job: AggregateJob) -> float:
+    """τ_k: FedNova's norm of a silo's accumulation vector under SGD with momentum ρ.
+
+    With ρ = 0 it is the number of steps; momentum repeats each gradient in later steps.
+    """
+    steps, momentum = contribution.num_steps, job.momentum
+    if job.aggregation.normalisation == "none":
+        return 1.0
+    if momentum == 0.0:
+        return float(steps)
+    if momentum == 1.0:
+        return steps * (steps + 1) / 2.0
+    forgotten: float = momentum * (1.0 - momentum**steps) / (1.0 - momentum)
+    return (steps - forgotten) / (1.0 - momentum)
 
 
 def _check_layout(update: _Update, base: _Update, plan: AggregationPlan) -> None:
@@ -96,19 +139,14 @@ def _check_layout(update: _Update, base: _Update, plan: AggregationPlan) -> None
         )
 
 
-def _write(
-    stream: IO[bytes],
-    base: _Update,
-    updates_K: list[_Update],
-    plan: AggregationPlan,
-    progress: ProgressSink,
-) -> float:
+def _write(stream: IO[bytes], opened: _Round, progress: ProgressSink) -> float:
     """Write header and tensors; returns ‖aggregate − base‖² over learned tensors."""
+    base = opened.base
     specs = base.file.layout.specs
     stream.write(base.file.layout.header())
     squared = 0.0
     for done, spec in enumerate(specs, start=1):
-        for at, values_B in _blocks(spec, base, updates_K, plan):
+        for at, values_B in _blocks(spec, opened):
             stream.write(values_B.data.cast("B"))
             if not is_statistic(spec.name):
                 squared += _squared_distance(values_B, _read(base, spec.name, at, values_B.size))
@@ -116,19 +154,44 @@ def _write(
     return squared
 
 
-def _blocks(
-    spec: TensorSpec, base: _Update, updates_K: list[_Update], plan: AggregationPlan
-) -> Iterator[tuple[int, FloatArray]]:
+def _blocks(spec: TensorSpec, opened: _Round) -> Iterator[tuple[int, FloatArray]]:
     """The aggregate of one tensor, block by block, each with its first index."""
-    senders = _senders(spec.name, updates_K)
-    if not senders:  # policy ``local``, and no silo may send this one: the base's stays
-        senders = [replace(base, share=1.0)]
-    if plan.bn == "reference" and is_statistic(spec.name):
-        senders = [replace(senders[0], share=1.0)]
+    terms = _terms(spec.name, opened)
     combine = _pooled_variance if spec.name.endswith(_VARIANCE) else _mean
     for at in range(0, spec.elements, _BLOCK_VALUES):
         size = min(_BLOCK_VALUES, spec.elements - at)
-        yield at, combine(spec.name, senders, at, size).astype(np.float32)
+        yield at, combine(spec.name, terms, at, size).astype(np.float32)
+
+
+def _terms(name: str, opened: _Round) -> list[_Update]:
+    """The files whose weighted sum is the aggregate of a tensor; their factors sum to 1."""
+    senders = _senders(name, opened.updates_K)
+    if not senders:  # policy ``local``, and no silo may send this one: the base's stays
+        return [replace(opened.base, share=1.0)]
+    if is_statistic(name):
+        return [replace(senders[0], share=1.0)] if opened.plan.bn == "reference" else senders
+    return _stepped(senders, opened)
+
+
+def _stepped(senders: list[_Update], opened: _Round) -> list[_Update]:
+    """The senders with the method's factors; the base and the one before it take up the rest."""
+    plan = opened.plan
+    step = plan.server_learning_rate
+    if plan.normalisation == "fednova":
+        mean_norm = sum(update.share * update.norm for update in senders)
+        senders = [replace(u, share=u.share * mean_norm / u.norm) for u in senders]
+    terms = [replace(u, share=u.share * step) for u in senders] if step != 1.0 else list(senders)
+    if plan.normalisation == "none" and step == 1.0 and opened.previous is None:
+        return terms  # FedPav: the base has no part in it
+    left = 1.0 - sum(update.share for update in terms)
+    if opened.previous is None:
+        return [replace(opened.base, share=left), *terms]
+    momentum = plan.server_momentum
+    return [
+        replace(opened.base, share=left + momentum),
+        replace(opened.previous, share=-momentum),
+        *terms,
+    ]
 
 
 def _senders(name: str, updates_K: list[_Update]) -> list[_Update]:

@@ -17,6 +17,8 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True):
     silo: str
     path: str
     num_images: int
+    num_steps: int
+    """Optimiser steps that led to it."""
     cosine_distance: float
 
 
@@ -36,11 +38,15 @@ class InitialiseReport(Report, frozen=True, kw_only=True):
 
 
 class AggregateJob(Job, frozen=True, kw_only=True):
-    """Weighted mean of the round's updates, sorted by silo."""
+    """Weighted mean of updates, sorted by silo, and what the method makes of it."""
 
     base: str
+    previous: str = ""
+    """The model before the base; empty where the method has no use for it, or there is none."""
     contributions: tuple[Contribution, ...]
     aggregation: AggregationPlan
+    momentum: float = 0.0
+    """Of the silos' optimiser, for FedNova's normalisation."""
     out: str
 
 
@@ -53,6 +59,27 @@ class AggregateReport(Report, frozen=True, kw_only=True):
     """Every cosine distance was 0, so the weights are uniform: worth a warning."""
     update_norm: float
     """‖aggregate − base‖ over learned tensors."""
+
+
+class ClusterJob(Job, frozen=True, kw_only=True):
+    """Tell which silos' models see public images alike."""
+
+    backbone: BackbonePlan
+    student: str
+    """Lends its BatchNorm to models that keep theirs at the silo."""
+    contributions: tuple[Contribution, ...]
+    images: str
+    """Folder of public images."""
+    batch_size: int
+    """Images that the models are compared on."""
+    threads: int
+    seed: int
+
+
+class ClusterReport(Report, frozen=True, kw_only=True):
+    """The clusters: silos in sorted order, each in one of them."""
+
+    clusters: tuple[tuple[str, ...], ...]
 
 
 class DistilJob(Job, frozen=True, kw_only=True):

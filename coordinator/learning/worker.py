@@ -3,11 +3,14 @@
 Only the jobs that need torch import it: a coordinator that merely aggregates stays small.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from coordinator.learning.aggregation import aggregate
 from coordinator.learning.jobs import (
     AggregateJob,
+    ClusterJob,
+    ClusterReport,
     DistilJob,
     DistilReport,
     EncodeJob,
@@ -18,7 +21,7 @@ from coordinator.learning.jobs import (
     InitialiseReport,
 )
 from fedreid.files import digest_of, replacing
-from fedreid.jobs import ProgressSink, serve
+from fedreid.jobs import Job, ProgressSink, Report, serve
 from fedreid.wire.encoding import encode
 from fedreid.wire.tensors import TensorFile
 
@@ -48,6 +51,13 @@ def _distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
     return distil(job, progress)
 
 
+def _cluster(job: ClusterJob, progress: ProgressSink) -> ClusterReport:
+    from coordinator.learning.clustering import cluster
+
+    _settle_torch(job.threads)
+    return cluster(job, progress)
+
+
 def _evaluate(job: EvaluateJob, progress: ProgressSink) -> EvaluateReport:
     from coordinator.learning.evaluation import evaluate
 
@@ -63,13 +73,16 @@ def _settle_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True)
 
 
+HANDLERS: dict[type[Job], Callable[..., Report]] = {
+    InitialiseJob: _initialise,
+    AggregateJob: aggregate,
+    ClusterJob: _cluster,
+    DistilJob: _distil,
+    EvaluateJob: _evaluate,
+    EncodeJob: write_payload,
+}
+"""What does each kind of job."""
+
+
 if __name__ == "__main__":
-    serve(
-        {
-            InitialiseJob: _initialise,
-            AggregateJob: aggregate,
-            DistilJob: _distil,
-            EvaluateJob: _evaluate,
-            EncodeJob: write_payload,
-        }
-    )
+    serve(HANDLERS)

@@ -31,7 +31,8 @@ from coordinator.rounds.machine import (
     advance,
     open_round,
 )
-from coordinator.rounds.phases import Phases, check_folders, uses_public_images
+from coordinator.rounds.orders import models_by_silo, rules_of
+from coordinator.rounds.phases import Phases, check_folders
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.tasks import evaluation_awaited, task_for
@@ -179,7 +180,7 @@ class Conductor:
                 return
             after = advance(state, event, self._rules(state), self._clock.now_s())
             if after != state:
-                await off_loop(self._journal.save_round, after, None)
+                await off_loop(self._journal.save_round, after)
                 self._take(after)
 
     async def silo_gone(self, silo: SiloName, state: str) -> None:
@@ -311,12 +312,13 @@ class Conductor:
                 run=self.run.name,
                 number=number,
                 base_digest=await off_loop(self._models.newest_digest),
+                before=self.round,
                 published_before=self.rounds_published,
                 invited=invited,
                 rules=self._rules(None),
                 now_s=self._clock.now_s(),
             )
-            await off_loop(self._journal.save_round, state, None)
+            await off_loop(self._journal.save_round, state)
             self._downloaded_bytes = 0
             self._take(state)
 
@@ -353,27 +355,23 @@ class Conductor:
 
     async def _publish(self, state: RoundState) -> None:
         """Place the model, then commit release and end of the round together."""
-        model = await self._phases.publish(state, self.plan, self._rules(state))
+        models = await self._phases.publish(state, self.plan, self._rules(state))
         async with self._turn:
             if self.round is None or self.round.updates != state.updates:
                 return
-            published = Published(model_digest=model.digest, download_bytes=self._downloaded_bytes)
+            published = Published(
+                model_digest=models[-1].digest,
+                models=models_by_silo(state, [model.digest for model in models[:-1]]),
+                download_bytes=self._downloaded_bytes,
+            )
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
-            await off_loop(self._journal.save_round, after, model)
-            metrics.MODEL_VERSION.set(model.version)
+            await off_loop(self._journal.save_round, after, models)
+            metrics.MODEL_VERSION.set(models[-1].version)
             self._take(after)
         await off_loop(self._models.remove_old)
 
     def _rules(self, state: RoundState | None) -> Rules:
-        plan = self.plan
-        return Rules(
-            min_silos=plan.quorum.min_silos,
-            min_fraction=plan.quorum.min_fraction,
-            deadline_s=plan.quorum.deadline_s,
-            phase_deadline_s=plan.quorum.phase_deadline_s,
-            distils=state is not None and uses_public_images(plan, state),
-            evaluates=bool(plan.evaluation.folder),
-        )
+        return rules_of(self.plan, state)
 
     def _task(self, silo: SiloName) -> Task:
         return task_for(

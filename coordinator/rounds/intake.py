@@ -14,7 +14,7 @@ from coordinator.folders import Folders
 from coordinator.metrics import INTAKE_BYTES, SILO_UPDATES, UPDATES_REJECTED
 from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
-from coordinator.rounds.phases import update_path
+from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.validation import check_manifest, check_values
 from fedreid.contract import UpdateReport
@@ -71,7 +71,7 @@ class Announcement:
         return (self.run, self.round, self.base_digest) == (
             state.run,
             state.number,
-            state.base_digest,
+            state.base_of(self.silo),
         )
 
 
@@ -205,7 +205,7 @@ class Intake:
         try:
             with (
                 TensorFile(ready) as update,
-                TensorFile(self._models.path(Digest(state.base_digest))) as base,
+                TensorFile(self._models.path(Digest(announcement.base_digest))) as base,
             ):
                 check_values(update, base, plan.validation)
         except UpdateRefused:

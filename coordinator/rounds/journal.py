@@ -7,7 +7,7 @@ newest row of the run and of its round and goes on from there.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,8 @@ class Journal:
                 sa.update(_runs).where(_runs.c.name == name).values(state=state, reason=reason)
             )
 
-    def save_round(self, state: RoundState, model: ModelRow | None = None) -> None:
-        """Store a round as it stands, with the model it published, if it just did."""
+    def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
+        """Store a round as it stands, with the models it published, if it just did."""
         values = {
             "run": state.run,
             "number": state.number,
@@ -231,7 +231,7 @@ class Journal:
                 .values(**values)
                 .on_conflict_do_update(["run", "number"], set_=values)
             )
-            if model is not None:
+            for model in models:
                 connection.execute(sa.insert(_models).values(**msgspec.structs.asdict(model)))
 
     def newest_round(self, run: str) -> RoundState | None:

@@ -11,7 +11,7 @@ phase itself; the conductor does it and comes back with an event. Nothing here r
 disk or a network, so any schedule of events can be replayed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
@@ -64,6 +64,11 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     number: int
     base_digest: str
+    """Of the global model that the round starts from."""
+    bases: dict[str, str] = {}
+    """Of the model that a silo starts from, where its cluster has one of its own."""
+    previous_digest: str = ""
+    """Of the global model before the base; empty where the base is the run's start."""
     published_before: int
     """Models that the run had published when this round began; drives the learning rate."""
     invited: tuple[str, ...]
@@ -77,17 +82,30 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     """Silos whose update was refused for its content, with the reason."""
     phase_seconds: dict[str, float] = {}
     weights: dict[str, float] = {}
+    clusters: tuple[tuple[str, ...], ...] = ()
+    """The silos that get a model in common; empty without clustering."""
     update_norm: float = 0.0
     loss_before: float | None = None
     loss_after: float | None = None
     download_bytes: int = 0
     model_digest: str = ""
+    """Of the global model that came of it."""
+    models: dict[str, str] = {}
+    """Of the model that a silo got, where its cluster has one of its own."""
     reason: str = ""
 
     @property
     def ended(self) -> bool:
         """Whether nothing more happens in this round."""
         return self.phase in ENDED
+
+    def base_of(self, silo: str) -> str:
+        """Digest of the model that the silo trains from."""
+        return self.bases.get(silo, self.base_digest)
+
+    def model_of(self, silo: str) -> str:
+        """Digest of the model that the round gave the silo."""
+        return self.models.get(silo, self.model_digest)
 
     def accepted(self, silo: str) -> Accepted | None:
         """The silo's update, if it counts."""
@@ -136,6 +154,7 @@ class Aggregated:
 
     weights: dict[str, float]
     update_norm: float
+    clusters: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +172,10 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The model is in place under its digest."""
+    """The models are in place under their digests."""
 
     model_digest: str
+    models: dict[str, str] = field(default_factory=dict)
     download_bytes: int
 
 
@@ -184,16 +204,28 @@ def open_round(
     run: str,
     number: int,
     base_digest: str,
+    before: RoundState | None,
     published_before: int,
     invited: tuple[str, ...],
     rules: Rules,
     now_s: float,
 ) -> RoundState:
-    """A new round that collects updates of the invited silos."""
+    """A new round that collects updates of the invited silos.
+
+    ``before`` is the round before it in the run, whatever became of that one.
+    """
+    bases: dict[str, str] = {}
+    previous = ""
+    if before is not None:
+        published = before.phase is Phase.PUBLISHED
+        bases = before.models if published else before.bases
+        previous = before.base_digest if published else before.previous_digest
     return RoundState(
         run=run,
         number=number,
         base_digest=base_digest,
+        bases={silo: bases[silo] for silo in sorted(invited) if silo in bases},
+        previous_digest=previous,
         published_before=published_before,
         invited=tuple(sorted(invited)),
         phase_since_s=now_s,
@@ -262,7 +294,7 @@ def _without(state: RoundState, silo: str, rules: Rules, now_s: float) -> RoundS
     if state.accepted(silo) is None:
         return state
     left = tuple(update for update in state.updates if update.silo != silo)
-    state = msgspec.structs.replace(state, updates=left, weights={})
+    state = msgspec.structs.replace(state, updates=left, weights={}, clusters=())
     if len(left) >= _needed(state, rules):
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     return _end(state, Phase.FAILED, f"no quorum without {silo}, which is gone", now_s)
@@ -276,7 +308,10 @@ def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -
     match state.phase, event:
         case Phase.AGGREGATING, Aggregated():
             done = msgspec.structs.replace(
-                state, weights=event.weights, update_norm=event.update_norm
+                state,
+                weights=event.weights,
+                update_norm=event.update_norm,
+                clusters=event.clusters,
             )
             return _enter(done, _after_aggregation(rules), rules, now_s)
         case Phase.DISTILLING, Distilled():
@@ -289,7 +324,10 @@ def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -
             return _enter(state, Phase.PUBLISHING, rules, now_s)
         case Phase.PUBLISHING, Published():
             done = msgspec.structs.replace(
-                state, model_digest=event.model_digest, download_bytes=event.download_bytes
+                state,
+                model_digest=event.model_digest,
+                models=event.models,
+                download_bytes=event.download_bytes,
             )
             return _end(done, Phase.PUBLISHED, "", now_s)
     return state

@@ -35,6 +35,8 @@ class Origin:
     run: RunName
     round: RoundNumber
     base_digest: Digest
+    place: int = 0
+    """Among the models that are committed together; the last one is the global model."""
 
 
 class Models:
@@ -79,7 +81,7 @@ class Models:
 
     def _release(self, digest: Digest, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
         newest = self._journal.newest_model()
-        version = 1 if newest is None else newest.version + 1
+        version = (1 if newest is None else newest.version + 1) + origin.place
         release = Release(
             federation=self._federation,
             run=origin.run,
@@ -137,9 +139,10 @@ class Models:
         return Digest("") if row is None else Digest(row.digest)
 
     def remove_old(self) -> None:
-        """Delete the files of models beyond the newest ones that are kept."""
+        """Delete the files of models of rounds beyond the newest ones that are kept."""
         rows = self._journal.models()
-        kept = {row.digest for row in rows[: MODELS_KEPT + 1]}
+        rounds = list(dict.fromkeys((row.run, row.round) for row in rows))[: MODELS_KEPT + 1]
+        kept = {row.digest for row in rows if (row.run, row.round) in rounds}
         for row in rows:
             if row.digest not in kept:
                 for path in self._folder.glob(f"{row.digest}.*"):

@@ -29,12 +29,12 @@ def task_for(
             and silo in state.invited
             and evaluation_awaited(plan, state, silo, evaluated)
         ):
-            return _evaluate_task(run, plan, state)
+            return evaluate_task(plan, state, silo)
         return WaitTask(
             reason=f"the run {run.name} is {run.state}", run_finished=run.state == FINISHED
         )
     if state is not None and state.wants(silo) and silo not in state.refused:
-        return _train_task(run, plan, state, now_s)
+        return train_task(plan, state, silo, now_s)
     if state is not None and silo in state.refused:
         return WaitTask(
             reason=f"round {state.number} refused this silo's update "
@@ -50,13 +50,14 @@ def evaluation_awaited(
     return state.phase is Phase.PUBLISHED and (state.number, silo) not in evaluated
 
 
-def _train_task(run: RunRow, plan: Plan, state: RoundState, now_s: float) -> TrainTask:
+def train_task(plan: Plan, state: RoundState, silo: str, now_s: float) -> TrainTask:
+    """What a silo that takes part in the round does."""
     last = state.published_before + 1 >= plan.rounds
     due = last or state.published_before % plan.evaluation.every == 0
     return TrainTask(
-        run=RunName(run.name),
+        run=RunName(state.run),
         round=RoundNumber(state.number),
-        base_digest=Digest(state.base_digest),
+        base_digest=Digest(state.base_of(silo)),
         seed=plan.seed,
         backbone=plan.backbone,
         training=plan.training,
@@ -72,11 +73,12 @@ def _train_task(run: RunRow, plan: Plan, state: RoundState, now_s: float) -> Tra
     )
 
 
-def _evaluate_task(run: RunRow, plan: Plan, state: RoundState) -> EvaluateTask:
+def evaluate_task(plan: Plan, state: RoundState, silo: str) -> EvaluateTask:
+    """What a silo does when the run's last model is published."""
     return EvaluateTask(
-        run=RunName(run.name),
+        run=RunName(state.run),
         round=RoundNumber(state.number),
-        model_digest=Digest(state.model_digest),
+        model_digest=Digest(state.model_of(silo)),
         backbone=plan.backbone,
         bn=plan.aggregation.bn,
         download_encoding=plan.wire.download,

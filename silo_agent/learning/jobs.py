@@ -5,7 +5,7 @@ All values are numbers, names and paths of this machine; a job's outputs are fil
 
 import msgspec
 
-from fedreid.contract import EvaluationResult, ModelKind
+from fedreid.contract import EvaluateTask, EvaluationResult, ModelKind, TrainTask
 from fedreid.jobs import Job, Report
 from fedreid.plan import BackbonePlan, BatchNormPolicy, TrainingPlan
 
@@ -41,6 +41,30 @@ class TrainJob(Job, frozen=True, kw_only=True):
     evaluate: tuple[ModelKind, ...]
     standalone: bool
 
+    @classmethod
+    def of(
+        cls, task: TrainTask, silo: Silo, *, base_model: str, previous: str, out: str
+    ) -> "TrainJob":
+        """The job that a task gives a silo."""
+        kinds: tuple[ModelKind, ...] = ()
+        if task.evaluate:
+            kinds = ("global", "local", "standalone") if task.standalone else ("global", "local")
+        return cls(
+            silo=silo,
+            run=task.run,
+            round=task.round,
+            seed=task.seed,
+            backbone=task.backbone,
+            training=task.training,
+            learning_rate_factor=task.learning_rate_factor,
+            bn=task.bn,
+            base_model=base_model,
+            previous=previous,
+            out=out,
+            evaluate=kinds,
+            standalone=task.standalone,
+        )
+
 
 class TrainReport(Report, frozen=True, kw_only=True):
     """What training gave."""
@@ -65,6 +89,18 @@ class EvaluateJob(Job, frozen=True, kw_only=True):
     previous: str
     """As in :class:`TrainJob`: with ``bn = local`` the silo's own BatchNorm is used."""
     threads: int
+
+    @classmethod
+    def of(cls, task: EvaluateTask, silo: Silo, *, model: str, previous: str) -> "EvaluateJob":
+        """The job that a task gives a silo."""
+        return cls(
+            silo=silo,
+            backbone=task.backbone,
+            bn=task.bn,
+            model=model,
+            previous=previous,
+            threads=task.threads,
+        )
 
 
 class EvaluateReport(Report, frozen=True, kw_only=True):

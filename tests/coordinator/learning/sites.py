@@ -39,7 +39,7 @@ def backbone(seed: int) -> ReIDBackbone:
 def contribution(folder: Path, silo: str, seed: int) -> Contribution:
     path = folder / f"{silo}.safetensors"
     save_tensors(path, shared_tensors(backbone(seed)))
-    return Contribution(silo=silo, path=str(path), num_images=100, cosine_distance=0.1)
+    return Contribution(silo=silo, path=str(path), num_images=100, num_steps=4, cosine_distance=0.1)
 
 
 def picture(path: Path, seed: int) -> Path:

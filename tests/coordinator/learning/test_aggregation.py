@@ -57,6 +57,7 @@ class Federation:
                 silo=f"silo-{k}",
                 path=str(saved(folder / f"{k}.safetensors", model)),
                 num_images=10 * (k + 1),
+                num_steps=4 * (k + 1),
                 cosine_distance=0.1 * (k + 1),
             )
             for k, model in enumerate(models)
@@ -177,7 +178,11 @@ def test_local_pools_over_the_silos_that_sent_their_batch_norm(tmp_path: Path) -
     (tmp_path / "two").mkdir()
     two = Federation(tmp_path / "two", [random_model(0), random_model(2)])
     two.contributions[1] = Contribution(
-        silo="silo-2", path=two.contributions[1].path, num_images=30, cosine_distance=0.1
+        silo="silo-2",
+        path=two.contributions[1].path,
+        num_images=30,
+        num_steps=3,
+        cosine_distance=0.1,
     )
     _, expected = two.aggregate("pooled")
     for name in ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"):

@@ -255,6 +255,7 @@ def test_a_teacher_that_kept_its_batch_norm_speaks_with_the_aggregates(
                     silo=one.silo,
                     path=str(tmp_path / "partial"),
                     num_images=1,
+                    num_steps=1,
                     cosine_distance=0.1,
                 ),
             ),

@@ -13,7 +13,9 @@ from fedreid.plan import AggregationPlan, Weighting
 
 
 def contribution(silo: str, distance: float = 0.1, images: int = 100) -> Contribution:
-    return Contribution(silo=silo, path="", num_images=images, cosine_distance=distance)
+    return Contribution(
+        silo=silo, path="", num_images=images, num_steps=1, cosine_distance=distance
+    )
 
 
 THREE = [contribution("c", 0.3, 200), contribution("a", 0.2, 100), contribution("b", 0.5, 700)]

@@ -33,6 +33,7 @@ def opened(*invited: str, by: Rules | None = None) -> RoundState:
         run="spring",
         number=7,
         base_digest=BASE,
+        before=None,
         published_before=6,
         invited=invited or ("a", "b", "c", "d"),
         rules=by or rules(),

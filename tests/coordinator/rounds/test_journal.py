@@ -84,7 +84,7 @@ def fill(journal: Journal) -> None:
     journal.add_run(run(), model(1))
     state = advance(opened(), update("a"), rules(), BEGAN_S + 1)
     journal.save_round(state)
-    journal.save_round(advance(state, TimePassed(), rules(), BEGAN_S + DEADLINE_S), model(2))
+    journal.save_round(advance(state, TimePassed(), rules(), BEGAN_S + DEADLINE_S), [model(2)])
     journal.save_evaluations([EvaluationRow(run="spring", round=1, silo="", result=RESULT)])
 
 
@@ -215,9 +215,9 @@ def test_a_round_and_the_model_that_it_published_come_together(journal: Journal)
     journal.save_round(before)
     ended = advance(before, TimePassed(), rules(), BEGAN_S + DEADLINE_S)
     with pytest.raises(StorageError):
-        journal.save_round(ended, model(1))
+        journal.save_round(ended, [model(1)])
     assert journal.newest_round("spring") == before
-    journal.save_round(ended, model(2))
+    journal.save_round(ended, [model(2)])
     stored = journal.newest_round("spring")
     assert stored is not None
     assert stored.phase is Phase.SKIPPED
@@ -228,7 +228,7 @@ def test_a_round_and_the_model_that_it_published_come_together(journal: Journal)
 
 def test_a_model_that_was_published_twice_is_known_by_its_newest_release(journal: Journal) -> None:
     journal.add_run(run(), model(1, "same"))
-    journal.save_round(opened(), model(2, "same"))
+    journal.save_round(opened(), [model(2, "same")])
     found = journal.model("same")
     assert found is not None
     assert found.version == 2
@@ -259,7 +259,7 @@ def test_many_threads_write_one_after_the_other_and_lose_nothing(journal: Journa
         together.wait()
         for n in range(10):
             version = 1 + thread * 10 + n
-            journal.save_round(opened(), model(version))
+            journal.save_round(opened(), [model(version)])
             assert journal.newest_model() is not None
 
     with ThreadPoolExecutor(4) as pool:
