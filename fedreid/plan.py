@@ -77,8 +77,11 @@ class TrainingPlan(Section, frozen=True, kw_only=True):
     """Rounds over which the rate rises from nearly 0."""
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     """CPU threads of a training process; 0 = as many as the silo has (not bit-reproducible)."""
+    probe: Literal["fixed", "reference"] = "fixed"
+    """What the cosine distance is measured on (§3): the same images in every round without
+    dropout, or one newly shuffled batch with dropout on, as the reference does."""
     probe_batches: Annotated[int, Meta(ge=1, le=64)] = 4
-    """Batches in the fixed probe of the cosine distance (§3)."""
+    """Batches in the fixed probe."""
 
 
 class AggregationPlan(Section, frozen=True, kw_only=True):

@@ -273,6 +273,7 @@ class TrainingSpec(_message.Message):
     PROXIMAL_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     PROBE_BATCHES_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
     recipe: _builtins.str
     """Name of the recipe: "paper"."""
     epochs: _builtins.int
@@ -299,6 +300,8 @@ class TrainingSpec(_message.Message):
     """CPU threads; 0 = the silo's choice."""
     probe_batches: _builtins.int
     """Batches in the fixed probe of the cosine distance."""
+    probe: _builtins.str
+    """What the cosine distance is measured on: "fixed" or "reference"."""
     def __init__(
         self,
         *,
@@ -315,10 +318,11 @@ class TrainingSpec(_message.Message):
         proximal: _builtins.float = ...,
         threads: _builtins.int = ...,
         probe_batches: _builtins.int = ...,
+        probe: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone_learning_rate", b"backbone_learning_rate", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "momentum", b"momentum", "probe_batches", b"probe_batches", "proximal", b"proximal", "random_erasing", b"random_erasing", "recipe", b"recipe", "threads", b"threads", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone_learning_rate", b"backbone_learning_rate", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "momentum", b"momentum", "probe", b"probe", "probe_batches", b"probe_batches", "proximal", b"proximal", "random_erasing", b"random_erasing", "recipe", b"recipe", "threads", b"threads", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ from fedreid.seeds import derive_seed
 from fedreid.wire.tensors import FloatArray, batch_norm_names, load_tensors, save_tensors
 from silo_agent.learning.holding import SiloData
 from silo_agent.learning.jobs import TrainJob, TrainReport
+from silo_agent.learning.sampling import IndexArray
 from silo_agent.learning.state import (
     BACKBONE,
     BATCH_NORM,
@@ -54,20 +55,14 @@ class LocalRound:
         Raises:
             DatasetError, StorageError, UsageError, JobFailed: see the functions used.
         """
-        job = self.job
         evaluations: list[EvaluationResult] = []
         learner = self._federated_learner()
         self._measure(learner, "global", evaluations)
-        probe_N = draw_probe(
-            len(self.data.train.images),
-            batches=job.training.probe_batches,
-            batch_size=job.training.batch_size,
-            seed=self._seed("probe"),
-        )
         images = self.data.train.images
-        before_NC = probe_logits(learner, images, probe_N, device=self.device)
+        probe_N = self._probe()
+        before_NC = self._logits(learner, probe_N, "before")
         trained = self._train(learner, "training")
-        after_NC = probe_logits(learner, images, probe_N, device=self.device)
+        after_NC = self._logits(learner, probe_N, "after")
         self._measure(learner, "local", evaluations)
         self._keep_federated(learner)
         self._standalone(evaluations)
@@ -78,6 +73,26 @@ class LocalRound:
             train_loss=trained.loss,
             num_steps=trained.num_steps,
             evaluations=tuple(evaluations),
+        )
+
+    def _probe(self) -> IndexArray:
+        training = self.job.training
+        fixed = training.probe == "fixed"
+        return draw_probe(
+            len(self.data.train.images),
+            batches=training.probe_batches if fixed else 1,
+            batch_size=training.batch_size,
+            seed=self._seed("probe") if fixed else self._seed("probe", self.job.round),
+        )
+
+    def _logits(self, learner: Learner, probe_N: IndexArray, when: str) -> FloatArray:
+        torch.manual_seed(self._seed("probe", self.job.round, when))
+        return probe_logits(
+            learner,
+            self.data.train.images,
+            probe_N,
+            device=self.device,
+            dropout=self.job.training.probe == "reference",
         )
 
     def _federated_learner(self) -> Learner:

@@ -1,13 +1,15 @@
 """How far did local training move the model? The cosine distance weight (reid-spec §3).
 
 The reference takes a shuffled batch with dropout on, so its distance carries noise of its own.
-Here both models are in eval mode, on a probe that is drawn once in a run.
+Here both models are in eval mode, on a probe that is drawn once in a run; what the reference
+does can be chosen to measure the difference.
 
 Letters: N probe images, C identities of the silo.
 """
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedreid.limits import DISTANCE_RANGE
 from fedreid.reid.features import EVALUATION_BATCH
@@ -27,9 +29,16 @@ def draw_probe(num_images: int, *, batches: int, batch_size: int, seed: int) -> 
 
 
 def probe_logits(
-    learner: Learner, images: ImageStore, probe_N: IndexArray, *, device: torch.device
+    learner: Learner,
+    images: ImageStore,
+    probe_N: IndexArray,
+    *,
+    device: torch.device,
+    dropout: bool = False,
 ) -> FloatArray:
     """logits_NC of the probe's images in evaluation form; leaves the learner in eval mode.
+
+    ``dropout`` leaves dropout on, drawn from torch's generator: the reference's noise.
 
     Raises:
         DatasetError: an image can't be read.
@@ -37,11 +46,15 @@ def probe_logits(
     """
     learner.backbone.eval()
     learner.classifier.eval()
+    for layer in learner.backbone.modules():
+        if dropout and isinstance(layer, nn.Dropout):
+            layer.train()
     blocks = []
     with torch.inference_mode():
         for start in range(0, len(probe_N), EVALUATION_BATCH):
             pixels_NCHW = images.batch(probe_N[start : start + EVALUATION_BATCH])
             blocks.append(learner.logits(normalise(pixels_NCHW, device)).cpu().numpy())
+    learner.backbone.eval()
     logits_NC = np.concatenate(blocks)
     if not np.isfinite(logits_NC).all():
         raise diverged("the classifier's output")
