@@ -1,7 +1,7 @@
 """The commands for whole federations on one machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -69,6 +69,31 @@ def synth(
         colour_shift=colour_shift,
     )
     render_silos(out, spec, workers=workers)
+
+
+@app.command()
+def run(
+    bench: Annotated[
+        Path, typer.Argument(help="BENCH.toml: a file, or one that comes with the benchmark.")
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it
+        typer.Option(help="Folder of the run; by default runs/NAME. An unfinished one goes on."),
+    ] = None,
+    transport: Annotated[
+        str, typer.Option(help="local: in one process; grpc: real coordinator and agents.")
+    ] = "",
+    workers: Annotated[int, typer.Option(help="Cells at a time; 0 = as the file says.")] = 0,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2, instead of the file's.")] = "",
+) -> None:
+    """Run a grid of methods, scenarios and seeds, and write its report."""
+    launch.prepare()
+    from benchmark.bench import load_bench
+    from benchmark.grid import run_grid
+
+    loaded = load_bench(bench, transport=transport, workers=workers, seeds=seeds)
+    folder = out or Path("runs") / loaded.name
+    run_grid(loaded, bench.parent, folder)
 
 
 @app.command()

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from benchmark.baselines import colour_accuracy
 from benchmark.federation import LocalFederation
@@ -14,7 +15,11 @@ from fedreid.wire.messages import evaluation_from_wire
 from silo_agent.config import Folders
 from silo_agent.outbox import Outbox
 
-_PACKAGES = ("fedreid", "grpcio", "numpy", "protobuf", "torch", "torchvision")
+if TYPE_CHECKING:
+    from fedreid.v1.admin_pb2_grpc import AdminStub
+
+PACKAGES = ("fedreid", "grpcio", "numpy", "protobuf", "torch", "torchvision")
+"""Whose versions a result names."""
 _PHASES = ("collecting", "aggregating", "distilling", "evaluating", "publishing")
 
 Figures = dict[int, dict[str, dict[ModelKind, Accuracy]]]
@@ -38,9 +43,19 @@ def collect(federation: LocalFederation, name: str) -> Results:
         rounds=tuple(_round(state, figures) for state in published),
         versions={
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
     )
+
+
+def measured_rounds(admin: "AdminStub") -> tuple[dict[str, Accuracy], tuple[RoundResult, ...]]:
+    """Figures of the start weights by silo, and the published rounds of the current run."""
+    rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+    told = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest()).evaluations
+    figures = _figures(told)
+    untrained = {silo: models["global"] for silo, models in figures[0].items()}
+    published = [state for state in rounds if state.phase == "published"]
+    return untrained, tuple(_round(state, figures) for state in published)
 
 
 def _figures(told: Iterable[admin_pb2.SiloEvaluation]) -> Figures:

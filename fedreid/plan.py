@@ -108,10 +108,8 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what does not go together; msgspec makes a ValidationError of it."""
-        steps = (
-            self.normalisation != "none" or self.server_momentum or self.server_learning_rate != 1
-        )
-        if self.clustering != "none" and steps:
+        steps = (self.normalisation, self.server_learning_rate, self.server_momentum)
+        if self.clustering != "none" and steps != ("none", 1.0, 0.0):
             raise ValueError(
                 "clustering gives silos different base models, so it can't be combined with "
                 "normalisation, server_learning_rate or server_momentum"
