@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -246,6 +246,7 @@ def _measured(cell: Cell) -> CellResult:
         parts=cell.scenario.silos,
         seed=cell.seed,
     )
+    cell = replace(cell, plan=_with_everybody(cell.plan, len(scenario.silos)))
     if cell.method.kind == "standalone":
         done = _standalone(cell, scenario)
     elif cell.method.kind == "centralised":
@@ -322,6 +323,12 @@ def _overlaid(by_silo: dict[str, RoundResult]) -> RoundResult:
         download_bytes=0,
         evaluations=evaluations,
     )
+
+
+def _with_everybody(plan: Plan, silos: int) -> Plan:
+    """The plan with all silos in each round, or the outcome would depend on who came first."""
+    quorum = msgspec.structs.replace(plan.quorum, min_silos=silos, min_fraction=1.0)
+    return msgspec.structs.replace(plan, quorum=quorum)
 
 
 def _alone(plan: Plan) -> Plan:
