@@ -121,13 +121,19 @@ def guards(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a demo or of a grid.")],
+    best: Annotated[
+        str, typer.Option(help="Of a grid: the method that the promises are about.")
+    ] = "best",
+    reference: Annotated[
+        str, typer.Option(help="Of a grid: the method that others are compared with.")
+    ] = "reference",
 ) -> None:
-    """Draw report.html again from a run's report.json."""
-    from benchmark.report import DATA_NAME, write_report
-    from benchmark.results import read
+    """Write a run's report again from its measured figures."""
+    from benchmark.claims import Claims
+    from benchmark.drawing import draw_again
 
-    page = write_report(read(run / DATA_NAME), run)
+    page = draw_again(run, claims=Claims(best=best, reference=reference))
     say(f"wrote {page}")
 
 

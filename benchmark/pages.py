@@ -42,7 +42,7 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, size=size_text, duration=duration_text)
+    environment.filters.update(percent=percent, size=size_text, duration=duration_text, ratio=ratio)
     return environment.get_template(name)
 
 
@@ -64,6 +64,11 @@ def _embedded(path: Path) -> str:
 def percent(ratio: float | None) -> str:
     """``54.3 %``, or a dash."""
     return "–" if ratio is None else f"{100 * ratio:.1f} %"
+
+
+def ratio(value: float | None) -> str:
+    """``0.33``, or a dash."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def size_text(size_bytes: float) -> str:
