@@ -34,11 +34,13 @@ def accuracy_table(grid: Grid, scenario: str) -> Table:
     titles = (*grid.silos(scenario), "mean", "seeds")
     published = _published_rows(grid, scenario)
     remarks = [_presence(grid, scenario)]
+    if grid.kind(scenario) != "by-dataset":
+        remarks.append("All silos share the dataset's test set, and so a global model's figures.")
     if published:
         remarks.append(_PUBLISHED_REMARK)
     return Table(
         title="Accuracy",
-        lead="Rank-1 and, below it, mAP on each silo's own test set after the last round, never "
+        lead="Rank-1 and, below it, mAP on each silo's test set after the last round, never "
         "the best one; mean ± standard deviation over seeds, in percent. Marked is the highest "
         "rank-1 of a federated method.",
         head="method",

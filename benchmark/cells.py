@@ -20,6 +20,9 @@ Transport = Literal["local", "grpc"]
 
 CELL_NAME = "cell.json"
 
+BENCH_NAME = "bench.json"
+"""In a run's folder: the bench that its cells are of."""
+
 CELLS = "cells"
 """Folder of a run that holds a folder per cell."""
 

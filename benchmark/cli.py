@@ -89,11 +89,13 @@ def run(
     """Run a grid of methods, scenarios and seeds, and write its report."""
     launch.prepare()
     from benchmark.bench import load_bench
+    from benchmark.drawing import draw_again
     from benchmark.grid import run_grid
 
     loaded = load_bench(bench, transport=transport, workers=workers, seeds=seeds)
     folder = out or Path("runs") / loaded.name
     run_grid(loaded, bench.parent, folder)
+    say(f"wrote {draw_again(folder)}")
 
 
 @app.command()
@@ -123,18 +125,14 @@ def guards(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a demo or of a grid.")],
     best: Annotated[
-        str, typer.Option(help="Of a grid: the method that the promises are about.")
-    ] = "best",
-    reference: Annotated[
-        str, typer.Option(help="Of a grid: the method that others are compared with.")
-    ] = "reference",
+        str, typer.Option(help="Of a grid: the method judged, by default as its bench says.")
+    ] = "",
+    reference: Annotated[str, typer.Option(help="Of a grid: the one it is compared with.")] = "",
 ) -> None:
     """Write a run's report again from its measured figures."""
-    from benchmark.claims import Claims
     from benchmark.drawing import draw_again
 
-    page = draw_again(run, claims=Claims(best=best, reference=reference))
-    say(f"wrote {page}")
+    say(f"wrote {draw_again(run, best=best, reference=reference)}")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from benchmark.theme import WIDTH_INCHES, Theme, legend_above, line_style, round
 Styles = Mapping[str, dict[str, Any]]
 """Line properties by method."""
 
+_ONE_TEST_SET = "every silo, on the test set that they share"
 _PANELS_IN_A_ROW = 4
 _PANEL_INCHES = 2.7
 _TITLE_LETTERS = 88
@@ -54,7 +55,8 @@ def convergence(
 ) -> Figure | None:
     """A panel per silo, a line per method: mean over seeds, the band one deviation each way.
 
-    The ends of the baselines are level lines.
+    Silos with the same figures, as of a global model on a shared test set, have one panel. The
+    ends of the baselines are level lines, the mean of the panel's silos.
     """
     silos = grid.silos(scenario)
     methods = [m for m in styles if grid.of_method(scenario, m)]
@@ -66,12 +68,14 @@ def convergence(
     numbers = sorted({number for points in curves.values() for number in points})
     if len(numbers) < 2:
         return None
+    same = all(curves[silo, m] == curves[silos[0], m] for silo in silos for m in methods)
+    groups = {_ONE_TEST_SET: silos} if same and len(silos) > 1 else {silo: [silo] for silo in silos}
     with styled(theme):
-        figure, panels = _panels(silos)
-        for axes, silo in zip(panels, silos, strict=True):
+        figure, panels = _panels(list(groups))
+        for axes, group in zip(panels, groups.values(), strict=True):
             for depth, method in enumerate(methods):
-                _draw_curve(axes, method, curves[silo, method], styles[method], depth)
-            _draw_baselines(axes, grid, scenario, silo, metric, theme)
+                _draw_curve(axes, method, curves[group[0], method], styles[method], depth)
+            _draw_baselines(axes, grid, scenario, group, metric, theme)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             round_ticks(axes, numbers)
         panels[0].set_ylim(bottom=0.0)
@@ -121,11 +125,11 @@ def _draw_curve(
 
 
 def _draw_baselines(
-    axes: Axes, grid: Grid, scenario: str, silo: str, metric: Metric, theme: Theme
+    axes: Axes, grid: Grid, scenario: str, silos: Sequence[str], metric: Metric, theme: Theme
 ) -> None:
     for index, method in enumerate(_baselines(grid, scenario)):
         cells = grid.of_method(scenario, method)
-        found = [at_the_end(cell, silo, models_of(cell)[0]) for cell in cells]
+        found = [at_the_end(cell, silo, models_of(cell)[0]) for cell in cells for silo in silos]
         level = spread(None if one is None else getattr(one, metric) for one in found)
         if level is not None:
             axes.axhline(level.mean, label=method, zorder=1.5, **_baseline_style(index, theme))

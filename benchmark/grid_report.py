@@ -4,7 +4,6 @@ The page holds everything it shows; the document links to the pictures beside it
 be copied into other documents together.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +46,9 @@ _CURVES: tuple[tuple[ModelKind, Metric, str], ...] = (
     ("local", "map", "mAP of the local models over rounds"),
 )
 _CURVE_CAPTION = (
-    "Each panel is one silo with its own test set; a line is a method's mean over seeds, its band "
-    "one standard deviation each way. Level lines are the baselines at their end."
+    "Each panel is one silo with its test set; where all share one and its figures, there is one "
+    "panel. A line is a method's mean over seeds, its band one standard deviation each way. Level "
+    "lines are the baselines at their end."
 )
 _END_CAPTION = (
     "Mean mAP over silos after the last round: the large dot is the mean over seeds with one "
@@ -194,7 +194,7 @@ def _pictures(scenario: str, out: Path, drawings: Sequence[_Drawing]) -> list[Pi
     """The figures that there are, in files whose names begin with the scenario's."""
     pictures = []
     for drawing in drawings:
-        name = f"{re.sub('[^a-z0-9]+', '-', scenario.lower())}-{drawing.name}"
+        name = f"{scenario}-{drawing.name}"
         for theme in THEMES:
             figure = drawing.draw(theme)
             if figure is not None:

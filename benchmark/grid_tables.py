@@ -116,8 +116,8 @@ def comparison_table(grid: Grid, scenario: str, against: str) -> Table | None:
         ),
         rows=tuple(rows),
         remarks=(
-            "The last column spreads over every silo of every seed; silos of a seed share their "
-            "global model, so no test is made of it.",
+            "The last column spreads over every silo of every seed. Silos of a seed share their "
+            "global model, and some their test set, so no test is made of it.",
         ),
     )
 

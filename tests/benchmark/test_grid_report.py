@@ -12,16 +12,15 @@ from PIL import Image
 from pyarrow import parquet
 
 from benchmark.cells import CellResult, write_cell
-from benchmark.claims import Claims
 from benchmark.drawing import draw_again
 from benchmark.finished import Grid, mean_of_silos
-from benchmark.grid_plots import method_styles
+from benchmark.grid_plots import convergence, method_styles
 from benchmark.grid_report import write_grid_report
 from benchmark.long_form import SCHEMA, write_long_form
 from benchmark.report import write_report
 from benchmark.statistics import spread
 from benchmark.theme import DARK, LIGHT, Theme
-from fedreid.errors import ConfigRefused, RunError
+from fedreid.errors import ConfigRefused, RunError, StorageError
 from tests.benchmark.made_up import made_up
 from tests.benchmark.made_up_grid import accuracy, cell, plausible, round_of, simple, use
 
@@ -151,6 +150,23 @@ def test_names_from_outside_can_not_inject_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
+def test_silos_with_the_same_figures_share_a_panel_and_others_do_not() -> None:
+    def panels(second: float) -> list[str]:
+        rounds = tuple(
+            round_of(n, {"x": {"global": accuracy(0.1 * n)}, "y": {"global": accuracy(second * n)}})
+            for n in (1, 2)
+        )
+        grid = Grid.of([cell("a", 0, rounds)])
+        styles = method_styles(grid, LIGHT)
+        figure = convergence(grid, "by-dataset", styles, LIGHT, model="global", metric="rank1")
+        assert figure is not None
+        return [axes.get_title(loc="left") for axes in figure.axes]
+
+    assert panels(0.2) == ["x", "y"]
+    (shared,) = panels(0.1)
+    assert "share" in shared
+
+
 def test_no_cells_are_told_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="Run the benchmark again"):
         write_grid_report([], tmp_path)
@@ -175,7 +191,13 @@ def test_the_report_command_knows_a_demo_from_a_grid(tmp_path: Path) -> None:
     (grid / "cells" / "a-0").mkdir(parents=True)
     write_cell(grid / "cells" / "a-0", measured)
     write_report(msgspec.structs.replace(made_up(1), rounds=()), demo)
-    assert "made-up" in draw_again(grid, claims=Claims()).read_text()
-    assert "city-cameras" in draw_again(demo, claims=Claims()).read_text()
+    assert "made-up" in draw_again(grid).read_text()
+    assert "city-cameras" in draw_again(demo).read_text()
+    (grid / "bench.json").write_text('{"name": "x", "best": "a", "seeds": [0]}')
+    assert "Mean mAP of a, by-dataset" in draw_again(grid).read_text()
+    assert "Mean mAP of a" not in draw_again(grid, best="b").read_text()
+    (grid / "bench.json").write_text("{")
+    with pytest.raises(StorageError, match="can't be read"):
+        draw_again(grid)
     with pytest.raises(ConfigRefused, match="neither"):
-        draw_again(tmp_path, claims=Claims())
+        draw_again(tmp_path)
