@@ -37,7 +37,7 @@ def accuracy_table(grid: Grid, scenario: str) -> Table:
     if grid.kind(scenario) != "by-dataset":
         remarks.append("All silos share the dataset's test set, and so a global model's figures.")
     if published:
-        remarks.append(_PUBLISHED_REMARK)
+        remarks.append(f"{_PUBLISHED_REMARK} {_PARENTHESES_REMARK}")
     return Table(
         title="Accuracy",
         lead="Rank-1 and, below it, mAP on each silo's test set after the last round, never "
@@ -148,9 +148,9 @@ def _titled(dataset: str) -> str:
 
 _PUBLISHED_REMARK = (
     f"Published: {SOURCE}; ResNet-50 from ImageNet weights, and the best 3 of 30 tests on the "
-    "test set. Ours are those of the last round. Figures in parentheses can't be compared: our "
-    "images under them are generated."
+    "test set. Ours are those of the last round."
 )
+_PARENTHESES_REMARK = "Those in parentheses can't be compared: our images under them are generated."
 
 
 def _published_rows(grid: Grid, scenario: str) -> list[Row]:

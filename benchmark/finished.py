@@ -110,7 +110,7 @@ class Grid:
         return self.in_scenario(scenario)[0].scenario_kind
 
     def silos(self, scenario: str) -> tuple[str, ...]:
-        """The papers' datasets in their order, then by training images, the most first."""
+        """The papers' datasets in their order, other ones by training images, parts by name."""
         uses = {
             name: use for cell in self.in_scenario(scenario) for name, use in cell.silos.items()
         }
@@ -119,7 +119,8 @@ class Grid:
         def place(name: str) -> tuple[int, int, str]:
             dataset = uses[name].dataset
             known = published.index(dataset) if dataset in DATASETS else len(published)
-            return known, -uses[name].train_images, name
+            images = uses[name].train_images if self.kind(scenario) == "by-dataset" else 0
+            return known, -images, name
 
         return tuple(sorted(uses, key=place))
 

@@ -127,12 +127,14 @@ def _draw_curve(
 def _draw_baselines(
     axes: Axes, grid: Grid, scenario: str, silos: Sequence[str], metric: Metric, theme: Theme
 ) -> None:
-    for index, method in enumerate(_baselines(grid, scenario)):
+    for method in _baselines(grid, scenario):
         cells = grid.of_method(scenario, method)
         found = [at_the_end(cell, silo, models_of(cell)[0]) for cell in cells for silo in silos]
         level = spread(None if one is None else getattr(one, metric) for one in found)
         if level is not None:
-            axes.axhline(level.mean, label=method, zorder=1.5, **_baseline_style(index, theme))
+            axes.axhline(
+                level.mean, label=method, zorder=1.5, **_baseline_style(grid, method, theme)
+            )
 
 
 def _baselines(grid: Grid, scenario: str) -> list[str]:
@@ -140,7 +142,9 @@ def _baselines(grid: Grid, scenario: str) -> list[str]:
     return [method for method in grid.methods(scenario) if method not in federated]
 
 
-def _baseline_style(index: int, theme: Theme) -> dict[str, Any]:
+def _baseline_style(grid: Grid, method: str, theme: Theme) -> dict[str, Any]:
+    """By the place among all baselines, so that it is the same in every scenario."""
+    index = grid.all_methods.index(method)
     return {
         "color": theme.muted,
         "linestyle": (0, _DASHES[index % len(_DASHES)]),
@@ -208,11 +212,13 @@ def _draw_seeds(
 
 
 def _draw_baseline_means(axes: Axes, grid: Grid, scenario: str, theme: Theme) -> None:
-    for index, method in enumerate(_baselines(grid, scenario)):
+    for method in _baselines(grid, scenario):
         cells = grid.of_method(scenario, method)
         level = spread(mean_of_silos(cell, models_of(cell)[0], "map") for cell in cells)
         if level is not None:
-            axes.axvline(level.mean, label=method, zorder=1.5, **_baseline_style(index, theme))
+            axes.axvline(
+                level.mean, label=method, zorder=1.5, **_baseline_style(grid, method, theme)
+            )
 
 
 def _draw_fluctuation(
