@@ -20,6 +20,12 @@ Transport = Literal["local", "grpc"]
 
 CELL_NAME = "cell.json"
 
+BENCH_NAME = "bench.json"
+"""In a run's folder: the bench that its cells are of."""
+
+CELLS = "cells"
+"""Folder of a run that holds a folder per cell."""
+
 
 class SiloUse(Record, frozen=True, kw_only=True):
     """What a silo trained on, and whose images they were."""
@@ -73,7 +79,7 @@ def read_cells(run: Path) -> list[CellResult]:
     Raises:
         StorageError: a file is damaged.
     """
-    return [_read(path) for path in sorted(run.glob(f"cells/*/{CELL_NAME}"))]
+    return [_read(path) for path in sorted(run.glob(f"{CELLS}/*/{CELL_NAME}"))]
 
 
 def _read(path: Path) -> CellResult:

@@ -89,11 +89,13 @@ def run(
     """Run a grid of methods, scenarios and seeds, and write its report."""
     launch.prepare()
     from benchmark.bench import load_bench
+    from benchmark.drawing import draw_again
     from benchmark.grid import run_grid
 
     loaded = load_bench(bench, transport=transport, workers=workers, seeds=seeds)
     folder = out or Path("runs") / loaded.name
     run_grid(loaded, bench.parent, folder)
+    say(f"wrote {draw_again(folder)}")
 
 
 @app.command()
@@ -121,14 +123,16 @@ def guards(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a demo or of a grid.")],
+    best: Annotated[
+        str, typer.Option(help="Of a grid: the method judged, by default as its bench says.")
+    ] = "",
+    reference: Annotated[str, typer.Option(help="Of a grid: the one it is compared with.")] = "",
 ) -> None:
-    """Draw report.html again from a run's report.json."""
-    from benchmark.report import DATA_NAME, write_report
-    from benchmark.results import read
+    """Write a run's report again from its measured figures."""
+    from benchmark.drawing import draw_again
 
-    page = write_report(read(run / DATA_NAME), run)
-    say(f"wrote {page}")
+    say(f"wrote {draw_again(run, best=best, reference=reference)}")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import tomli_w
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmark.bench import Bench, MethodSpec, ScenarioSpec, method_plan
-from benchmark.cells import CELL_NAME, CellResult, Transport, read_cells, write_cell
+from benchmark.cells import BENCH_NAME, CELL_NAME, CellResult, Transport, read_cells, write_cell
 from benchmark.collecting import PACKAGES, measured_rounds
 from benchmark.federation import LocalFederation
 from benchmark.local import PROGRESS_NAME, LocalResult, LocalRun
@@ -40,7 +40,6 @@ from fedreid.files import make_folder, remove_folder, write_bytes
 from fedreid.plan import Plan
 
 _POLL_S = 0.5
-_BENCH_NAME = "bench.json"
 _FAILURE_NAME = "failure.txt"
 _SPARE_S = 600.0
 
@@ -96,7 +95,7 @@ def run_grid(bench: Bench, bench_folder: Path, out: Path) -> list[CellResult]:
 
 def _claim(bench: Bench, out: Path) -> None:
     """Note which bench a folder belongs to: cells of two would not be comparable."""
-    path = make_folder(out) / _BENCH_NAME
+    path = make_folder(out) / BENCH_NAME
     if not path.exists() and any(out.iterdir()):
         raise UsageError(
             f"{out} is not empty, and no benchmark", next_step="Name another folder with --out."

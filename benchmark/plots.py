@@ -5,13 +5,12 @@ Every function draws one figure in one theme, or returns None where nothing was 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmark.results import DEPLOYABLE, ModelKind, Results, RoundResult
+from benchmark.results import DEPLOYABLE, Metric, Results, RoundResult, series
 from benchmark.theme import (
     WIDTH_INCHES,
     Theme,
@@ -22,7 +21,6 @@ from benchmark.theme import (
 )
 from fedreid.limits import MIB
 
-Metric = Literal["rank1", "map"]
 Draw = Callable[[Results, Theme], Figure | None]
 
 _PANELS_IN_A_ROW = 4
@@ -55,14 +53,14 @@ def _accuracy(results: Results, theme: Theme, metric: Metric) -> Figure | None:
         for axes in panels[len(silos) :]:
             axes.set_axis_off()
         panels[0].set_ylim(bottom=0.0)
-        legend_above(figure, panels[0], 4)
+        legend_above(figure, panels[:1], 4)
     return figure
 
 
 def _draw_silo(axes: Axes, results: Results, silo: str, metric: Metric, theme: Theme) -> None:
     numbers = [one.number for one in results.rounds]
     for index, model in enumerate(reversed(DEPLOYABLE)):
-        points = _series(results.rounds, silo, model, metric)
+        points = series(results.rounds, silo, model, metric)
         axes.plot(
             [number for number, _ in points],
             [value for _, value in points],
@@ -83,16 +81,6 @@ def _draw_silo(axes: Axes, results: Results, silo: str, metric: Metric, theme: T
     axes.set_title(silo)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     round_ticks(axes, numbers)
-
-
-def _series(
-    rounds: Sequence[RoundResult], silo: str, model: ModelKind, metric: Metric
-) -> list[tuple[int, float]]:
-    return [
-        (one.number, getattr(one.evaluations[silo][model], metric))
-        for one in rounds
-        if model in one.evaluations.get(silo, {})
-    ]
 
 
 def weights_over_rounds(results: Results, theme: Theme) -> Figure | None:
@@ -120,7 +108,7 @@ def weights_over_rounds(results: Results, theme: Theme) -> Figure | None:
         for axes in (left, right):
             axes.set_ylim(bottom=0.0)
             round_ticks(axes, numbers)
-        legend_above(figure, left, 6)
+        legend_above(figure, [left], 6)
     return figure
 
 
@@ -203,5 +191,5 @@ def distillation_over_rounds(results: Results, theme: Theme) -> Figure | None:
         axes.set_title("Distillation loss over all public images")
         axes.set_ylim(bottom=0.0)
         round_ticks(axes, numbers)
-        legend_above(figure, axes, 2)
+        legend_above(figure, [axes], 2)
     return figure

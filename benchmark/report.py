@@ -3,46 +3,31 @@
 The page holds everything it shows, so that it can be mailed as one file.
 """
 
-import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-import jinja2
-
 from benchmark import plots, results
 from benchmark.checks import judged
+from benchmark.pages import (
+    PAGE_NAME,
+    Picture,
+    Tile,
+    duration_text,
+    percent,
+    picture,
+    size_text,
+    template,
+)
 from benchmark.ranked import RankedQuery, ranked_picture
 from benchmark.results import DEPLOYABLE, MODELS, ModelKind, Results
-from benchmark.theme import DARK, LIGHT, THEMES, save
+from benchmark.theme import THEMES, save
 from fedreid.files import make_folder, write_bytes
-from fedreid.limits import KIB, MIB
 
-PAGE_NAME = "report.html"
 DATA_NAME = "report.json"
 
 LAST_ROUNDS = 5
 """Rounds whose spread stands beside the last figure: one round alone may be lucky."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One figure of the page, embedded for both modes."""
-
-    title: str
-    caption: str
-    light: str
-    dark: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """One headline number."""
-
-    label: str
-    value: str
-    note: str
 
 
 _FIGURES: tuple[tuple[str, str, plots.Draw, str], ...] = (
@@ -108,7 +93,7 @@ def write_report(measured: Results, out: Path, *, ranked: Sequence[RankedQuery] 
     results.write(out / DATA_NAME, checked)
     pictures = _pictures(checked, out, ranked)
     spreads = {name: _spreads(checked, name) for name in checked.silos}
-    page = _template().render(
+    page = template("report.html.j2").render(
         results=checked,
         pictures=pictures,
         tiles=_tiles(checked),
@@ -122,18 +107,6 @@ def write_report(measured: Results, out: Path, *, ranked: Sequence[RankedQuery] 
     return out / PAGE_NAME
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("benchmark"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, size=size_text, duration=duration_text)
-    return environment.get_template("report.html.j2")
-
-
 def _pictures(checked: Results, out: Path, ranked: Sequence[RankedQuery]) -> list[Picture]:
     pictures = []
     for name, title, draw, caption in _FIGURES:
@@ -142,28 +115,15 @@ def _pictures(checked: Results, out: Path, ranked: Sequence[RankedQuery]) -> lis
             if figure is not None:
                 save(figure, out / f"{name}{theme.suffix}.png")
         if figure is not None:
-            pictures.append(_picture(out, name, title, caption))
+            pictures.append(picture(out, name, title=title, caption=caption))
     name, title, caption = _RANKED
     ranked_paths = [out / f"{name}{theme.suffix}.png" for theme in THEMES]
     if ranked:
         for path, theme in zip(ranked_paths, THEMES, strict=True):
             ranked_picture(ranked, path, theme=theme)
     if all(path.exists() for path in ranked_paths):
-        pictures.append(_picture(out, name, title, caption))
+        pictures.append(picture(out, name, title=title, caption=caption))
     return pictures
-
-
-def _picture(out: Path, name: str, title: str, caption: str) -> Picture:
-    return Picture(
-        title=title,
-        caption=caption,
-        light=_embedded(out / f"{name}{LIGHT.suffix}.png"),
-        dark=_embedded(out / f"{name}{DARK.suffix}.png"),
-    )
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _tiles(checked: Results) -> list[Tile]:
@@ -209,26 +169,3 @@ def _spreads(checked: Results, silo: str) -> dict[ModelKind, tuple[float, float]
         if len(values) > 1:
             spreads[model] = (fmean(values), stdev(values))
     return spreads
-
-
-def percent(ratio: float | None) -> str:
-    """``54.3 %``, or a dash."""
-    return "–" if ratio is None else f"{100 * ratio:.1f} %"
-
-
-def size_text(size_bytes: float) -> str:
-    """Bytes in the unit that leaves one to four digits before the point."""
-    for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size_bytes >= unit:
-            return f"{size_bytes / unit:.1f} {name}"
-    return f"{size_bytes:.0f} B"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes and hours."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 120:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -3,6 +3,7 @@
 Ratios are in 0..1, times in seconds, sizes in bytes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +14,9 @@ from fedreid.files import write_bytes
 
 ModelKind = Literal["untrained", "standalone", "local", "global"]
 """Before the first round; the silo alone; after its local training; the published model."""
+
+Metric = Literal["rank1", "map"]
+"""The two that tables, curves and comparisons show."""
 
 Comparison = Literal["≥", ">"]
 
@@ -126,6 +130,17 @@ class Results(Record, frozen=True, kw_only=True):
     def largest_first(self) -> list[str]:
         """The silos by number of images, the order of every table and picture."""
         return sorted(self.silos, key=lambda silo: (-self.silos[silo].images, silo))
+
+
+def series(
+    rounds: Sequence[RoundResult], silo: str, model: ModelKind, metric: Metric
+) -> list[tuple[int, float]]:
+    """Round number and figure, for the rounds that measured the model on the silo."""
+    return [
+        (one.number, getattr(one.evaluations[silo][model], metric))
+        for one in rounds
+        if model in one.evaluations.get(silo, {})
+    ]
 
 
 def write(path: Path, results: Results) -> None:

@@ -4,7 +4,7 @@ Series colours keep their order and stay apart for colour-blind readers; text, g
 those of the page's style sheet.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -125,10 +125,15 @@ def line_style(index: int, theme: Theme) -> dict[str, Any]:
     return {"color": theme.series[index % len(theme.series)], "linestyle": style}
 
 
-def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
-    """One legend for the whole figure, in a row above it."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6)
+def legend_above(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
+    """One legend for the whole figure, in a row above it: every label of the panels once."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside upper left", ncols=columns, handlelength=1.6
+    )
 
 
 def round_ticks(axes: Axes, numbers: Sequence[int], *, margin: float = 0.3) -> None:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from benchmark import results
 from benchmark.checks import judged
+from benchmark.pages import duration_text, percent, size_text
 from benchmark.ranked import RankedQuery, ranked_picture
-from benchmark.report import duration_text, percent, size_text, write_report
+from benchmark.report import write_report
 from benchmark.results import Accuracy, Check, Results, SiloResult
 from benchmark.summary import summary_table
 from benchmark.theme import DARK, LIGHT, Theme
