@@ -1,5 +1,6 @@
 """The commands for whole federations on one machine."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -119,6 +120,30 @@ def guards(
     silos = list(next(iter(rows.values())))
     cells = [(name, *(f"{row[silo]:.1%}" for silo in silos)) for name, row in rows.items()]
     print_table("mAP on each silo's test set", ("ranked by", *silos), cells)
+
+
+@app.command()
+def ranking(
+    size: Annotated[str, typer.Option(help="market1501, msmt17 or tiny.")] = "market1501",
+    width: Annotated[int, typer.Option(help="Width of the features.")] = 512,
+    runs: Annotated[int, typer.Option(help="Timed runs of each method, taking turns.")] = 5,
+    threads: Annotated[int, typer.Option(help="Threads of each method.")] = 2,
+    peer_python: Annotated[
+        Path, typer.Option(help="Interpreter that has torchreid; default: this one.")
+    ] = Path(sys.executable),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time our evaluation beside torchreid's: features in, metrics out."""
+    from benchmark.ranking import measure_ranking, table_of
+
+    timings = measure_ranking(
+        size, width=width, runs=runs, threads=threads, peer_python=peer_python
+    )
+    if as_json:
+        print_json([timing.to_json() for timing in timings])
+        return
+    columns, rows = table_of(timings)
+    print_table(f"{size}, {width} wide, {threads} threads, {runs} runs", columns, rows)
 
 
 @app.command()

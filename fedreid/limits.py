@@ -97,3 +97,10 @@ JOB_ATTEMPTS = 3
 
 MESSAGE_IDLE_S = 60.0
 """A stream in which nothing moves for this long is ended: it would keep a transfer slot."""
+
+RERANK_IMAGES = 150_000
+"""Query and gallery images re-ranked together: with the usual settings the weights kept can take
+1.8 GB at worst, and the work grows with the square, to some ten CPU minutes here."""
+
+RERANK_NEIGHBOURS = 50
+"""Largest k1 and k2 of re-ranking: memory grows with k1² · k2; the paper uses 20 and 6."""

@@ -12,8 +12,9 @@ import torch
 from fedreid.contract import EvaluationResult, ModelKind
 from fedreid.datasets.records import ImageRecord
 from fedreid.reid.backbone import ReIDBackbone
+from fedreid.reid.distances import IndexArray
 from fedreid.reid.features import extract_features
-from fedreid.reid.retrieval import IndexArray, evaluate
+from fedreid.reid.retrieval import evaluate
 from fedreid.reid.transforms import ImageStore
 
 
