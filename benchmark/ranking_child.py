@@ -103,7 +103,7 @@ METHODS: dict[str, Callable[[int], Method]] = {
 
 
 def _peak_bytes() -> int:
-    """The most this program has held. Not getrusage's: that one keeps the parent's from the fork."""
+    """The most this program has held; getrusage would give the parent's peak if that is higher."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
