@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from benchmark.ranked import RankedQuery
 from fedreid.datasets.layouts import load
+from fedreid.pictures.ranked import RankedQuery
 from fedreid.plan import BackbonePlan
 from fedreid.reid.backbone import load_backbone
 from fedreid.reid.features import extract_features
