@@ -165,7 +165,7 @@ class Board:
         return self.draw()
 
 
-def _ranked(model: Path, backbone: BackbonePlan, dataset: Path) -> list[RankedQuery]:
+def _ranked(model: Path, backbone: BackbonePlan, dataset: Path) -> tuple[RankedQuery, ...]:
     from benchmark.ranking_picture import ranked_queries
 
     return ranked_queries(model, backbone, dataset, count=_QUERIES_SHOWN)

@@ -22,11 +22,7 @@ from benchmark.pages import (
 from benchmark.results import DEPLOYABLE, MODELS, ModelKind, Results
 from benchmark.theme import THEMES, save
 from fedreid.files import make_folder, write_bytes
-<<<<<<< HEAD
-=======
-from fedreid.limits import KIB, MIB
 from fedreid.pictures.ranked import RankedQuery, ranked_picture
->>>>>>> c00bb40 (Ranked pictures are drawn in fedreid/pictures; a silo remembers figures, backbone and run of its models)
 
 DATA_NAME = "report.json"
 

@@ -80,8 +80,8 @@ class _Page:
         self.canvas = Image.new("RGB", size, theme.surface)
         self._draw = ImageDraw.Draw(self.canvas)
         if title:
-            place = (_GAP_PX + _FRAME_PX, _TITLE_PX / 2 + _FRAME_PX)
-            self._text(place, title, theme.ink, _FONT_PX, "lm")
+            corner = (_GAP_PX + _FRAME_PX, _TITLE_PX / 2 + _FRAME_PX)
+            self._text(corner, title, theme.ink, _FONT_PX, "lm")
         for left, text in (
             (_GAP_PX, "query"), *((_left(rank), str(rank + 1)) for rank in range(ranks)),
         ):  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedreid.contract import EvaluationResult, ModelKind
+from fedreid.datasets.layouts import Dataset
 from fedreid.datasets.records import ImageRecord
 from fedreid.reid.backbone import ReIDBackbone
 from fedreid.reid.distances import IndexArray
@@ -44,6 +45,12 @@ class QueryGallery:
 
     query: Labelled
     gallery: Labelled
+
+    @classmethod
+    def of(cls, data: Dataset, *, height_px: int, width_px: int) -> "QueryGallery":
+        """A dataset's query and gallery, not yet decoded."""
+        size = {"height_px": height_px, "width_px": width_px}
+        return cls(query=Labelled.of(data.query, **size), gallery=Labelled.of(data.gallery, **size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

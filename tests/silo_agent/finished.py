@@ -1,0 +1,131 @@
+"""An agent's data folder as a finished run leaves it, without any federation.
+
+The rounds are trained by the product's own code; a published model is the mean of the
+silo's update and the model before.
+"""
+
+from pathlib import Path
+
+import msgspec
+import torch
+
+from fedreid.contract import ModelKind, UpdateReport
+from fedreid.files import digest_of, make_folder
+from fedreid.jobs import Progress
+from fedreid.plan import BackbonePlan, BatchNormPolicy, TrainingPlan
+from fedreid.reid.backbone import build_backbone, initialise, shared_tensors
+from fedreid.wire.tensors import load_tensors, save_tensors
+from silo_agent.config import AgentConfig, Folders, Membership, save_config, save_membership
+from silo_agent.held import Held
+from silo_agent.learning.holding import Holding
+from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
+from silo_agent.learning.local_round import LocalRound
+from silo_agent.learning.worker import SiloWorker
+from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+
+RUN = "spring"
+BACKBONE = BackbonePlan(name="shufflenet_v2_x0_5", height_px=64, width_px=32)
+TRAINING = TrainingPlan(
+    batch_size=16, learning_rate=0.02, backbone_learning_rate=0.02, threads=1, probe_batches=1
+)
+
+
+def finished_agent(
+    root: Path,
+    dataset: Path,
+    *,
+    rounds: int = 2,
+    bn: BatchNormPolicy = "pooled",
+    standalone: bool = True,
+    backbone: BackbonePlan = BACKBONE,
+    training: TrainingPlan = TRAINING,
+) -> Folders:
+    """The folder of the silo ``north`` of the federation ``harbour`` after a run on ``dataset``."""
+    folders = Folders(make_folder(root))
+    save_config(folders, AgentConfig(coordinator="localhost:1", dataset=str(dataset)))
+    membership = Membership(federation="harbour", silo="north", model_key=b"")
+    save_membership(folders, membership)
+    silo = Silo(federation="harbour", name="north", dataset=str(dataset), layout="auto")
+    data, outbox = Holding().get(silo, backbone), Outbox(folders)
+    first = build_backbone(backbone)
+    initialise(first, 1)
+    save_tensors(root / "start.safetensors", shared_tensors(first))
+    held = publish(folders, root / "start.safetensors", round=0)
+    finished = None
+    for number in range(1, rounds + 1):
+        out = outbox.begin(RUN, number)
+        kinds: tuple[ModelKind, ...] = ("global", "local")
+        job = TrainJob(
+            silo=silo,
+            run=RUN,
+            round=number,
+            seed=7,
+            backbone=backbone,
+            training=training,
+            learning_rate_factor=1.0,
+            bn=bn,
+            base_model=held.path,
+            previous="" if finished is None else str(outbox.folder(finished)),
+            out=str(out),
+            evaluate=(*kinds, "standalone") if standalone else kinds,
+            standalone=standalone,
+        )
+        report = LocalRound(job=job, data=data, device=torch.device("cpu"), tell=_quiet).run()
+        finished = FinishedRound(
+            run=RUN,
+            round=number,
+            base_digest=held.digest,
+            base_round=held.round,
+            backbone=backbone,
+            bn=bn,
+            encoding="fp32",
+            report=UpdateReport(
+                num_images=report.num_images,
+                cosine_distance=report.cosine_distance,
+                train_loss=report.train_loss,
+            ),
+            num_identities=report.num_identities,
+            evaluations=report.evaluations,
+            earlier=() if finished is None else finished.figures(),
+        )
+        outbox.put(out, finished)
+        aggregate = root / "aggregate.safetensors"
+        _aggregate(Path(held.path), outbox.folder(finished) / UPDATE_FILE, aggregate)
+        held = publish(folders, aggregate, round=number)
+        outbox.remove_before(finished)
+    assert finished is not None
+    _measure_published(outbox, finished, silo, held)
+    return folders
+
+
+def publish(folders: Folders, model: Path, *, round: int) -> Held:
+    """Put a model in the agent's cache as if it had been fetched."""
+    digest = digest_of(model)
+    path = folders.models / f"{digest}.fp32.safetensors"
+    path.write_bytes(model.read_bytes())
+    held = Held(path=str(path), digest=digest, run=RUN, round=round, version=round + 1)
+    (folders.models / f"{digest}.fp32.json").write_bytes(msgspec.json.encode(held))
+    return held
+
+
+def _aggregate(base: Path, update: Path, out: Path) -> None:
+    """The mean of this silo's update and that of one which has not moved from the base model."""
+    ours, theirs = load_tensors(update), load_tensors(base)
+    save_tensors(out, {name: (ours[name] + theirs[name]) / 2 for name in ours})
+
+
+def _measure_published(outbox: Outbox, finished: FinishedRound, silo: Silo, held: Held) -> None:
+    job = EvaluateJob(
+        silo=silo,
+        backbone=finished.backbone,
+        bn=finished.bn,
+        model=held.path,
+        previous=str(outbox.folder(finished)),
+        threads=1,
+    )
+    (result,) = SiloWorker().evaluate(job, _quiet).evaluations
+    outbox.note_published(finished, result)
+
+
+def _quiet(progress: Progress) -> None:
+    """Hears nothing."""
