@@ -63,7 +63,7 @@ def ranked_picture(
     for index, row in enumerate(rows):
         page.draw_row(index, row)
     buffer = BytesIO()
-    page.canvas.save(buffer, format="PNG", optimize=True)
+    page.canvas.save(buffer, format="PNG")
     write_bytes(out, buffer.getvalue())
     return out
 

@@ -45,18 +45,21 @@ def search_images(
         DatasetError: images are missing, or a file named itself can't be decoded.
         StorageError: the gallery file is missing or damaged.
     """
-    if is_gallery_file(gallery):
-        of_gallery = Embedded(embeddings=load(gallery), skipped=())
-        check_comparable(chosen.provenance, of_gallery.embeddings.provenance)
-    else:
-        of_gallery = embed(chosen, [gallery], tell=tell)
-    asked = embed(chosen, queries, tell=tell)
+    searched = _read(chosen, gallery) if is_gallery_file(gallery) else None
+    asked = embed(chosen, queries, tell=tell)  # first: a mistyped name costs no gallery's work
+    searched = searched or embed(chosen, [gallery], tell=tell)
     return Found(
         model=chosen.provenance,
-        ranked=tuple(search(asked.embeddings, of_gallery.embeddings, top=top)),
-        num_gallery=len(of_gallery.embeddings.paths),
-        skipped=(*of_gallery.skipped, *asked.skipped),
+        ranked=tuple(search(asked.embeddings, searched.embeddings, top=top)),
+        num_gallery=len(searched.embeddings.paths),
+        skipped=(*searched.skipped, *asked.skipped),
     )
+
+
+def _read(chosen: ChosenModel, gallery: Path) -> Embedded:
+    embeddings = load(gallery)
+    check_comparable(chosen.provenance, embeddings.provenance)
+    return Embedded(embeddings=embeddings, skipped=())
 
 
 def write_table(found: Found, out: Path) -> None:

@@ -24,7 +24,7 @@ from silo_agent.learning.worker import SiloWorker
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 
 RUN = "spring"
-BACKBONE = BackbonePlan(name="shufflenet_v2_x0_5", height_px=64, width_px=32)
+BACKBONE = BackbonePlan(name="squeezenet1_1", height_px=64, width_px=32)
 TRAINING = TrainingPlan(
     batch_size=16, learning_rate=0.02, backbone_learning_rate=0.02, threads=1, probe_batches=1
 )
