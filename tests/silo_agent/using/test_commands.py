@@ -38,6 +38,7 @@ from tests.silo_agent.finished import BACKBONE
 
 pytestmark = pytest.mark.xdist_group("using")
 
+ROOT = Path(__file__).parents[3]
 KINDS: tuple[ModelKind, ...] = ("global", "local", "standalone")
 
 
@@ -140,6 +141,13 @@ def test_a_model_file_is_measured_on_another_dataset(
     assert measured["map"] == run_json(agent, "evaluate", "--model", "standalone")["map"]
     assert measured["model"]["model"] == "standalone"
     assert measured["dataset"] == str(other)
+    nobody = Folders(tmp_path / "nobody")  # with its note a file needs no agent
+    again = run_json(nobody, "evaluate", "--model", tmp_path / "m.safetensors", "--dataset", other)
+    assert again["map"] == measured["map"]
+    (tmp_path / "m.safetensors.json").unlink()
+    unknown = run_json(agent, "evaluate", "--model", tmp_path / "m.safetensors")
+    assert unknown["map"] == measured["map"]
+    assert (unknown["model"]["model"], unknown["model"]["round"]) == ("file", None)
 
 
 def test_ranked_lists_are_drawn(agent: Folders, tmp_path: Path) -> None:
@@ -203,16 +211,27 @@ Export = tuple[str, Path, Any]
 """Format, file, and what the command printed."""
 
 
-@pytest.fixture(scope="module", params=["onnx", "torchscript"])
-def exported(
-    request: pytest.FixtureRequest, agent: Folders, tmp_path_factory: pytest.TempPathFactory
-) -> Export:
+@pytest.fixture(scope="module")
+def onnx_export(agent: Folders, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export(agent, "onnx", tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="module")
+def torchscript_export(agent: Folders, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export(agent, "torchscript", tmp_path_factory.mktemp("torchscript"))
+
+
+@pytest.fixture(params=["onnx_export", "torchscript_export"])
+def exported(request: pytest.FixtureRequest) -> Export:
     """The local model in a format that others run."""
-    out = tmp_path_factory.mktemp("exported") / "reid"
-    told = run_json(
-        agent, "model", "export", "--model", "local", "--format", request.param, "--out", out
-    )
-    return request.param, out, told
+    chosen: Export = request.getfixturevalue(request.param)
+    return chosen
+
+
+def export(folders: Folders, form: str, folder: Path) -> Export:
+    out = folder / "reid"
+    told = run_json(folders, "model", "export", "--model", "local", "--format", form, "--out", out)
+    return form, out, told
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -233,6 +252,25 @@ def test_an_exported_model_gives_a_stranger_the_same_embeddings(
         embeddings = RUNNERS[form](out, images[:count])
         np.testing.assert_allclose(embeddings, expected[:count], atol=1e-4)
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_the_documented_example_runs_an_exported_file(
+    agent: Folders,
+    silo_images: Path,
+    onnx_export: Export,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reid.onnx").symlink_to(onnx_export[1])
+    paths = query_paths(silo_images)[:2]
+    for name, path in zip("ab", paths, strict=True):
+        (tmp_path / f"{name}.jpg").symlink_to(path)
+    text = (ROOT / "docs/models.md").read_text()
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    a, b = original(agent, paths)
+    assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(float(a @ b), abs=1e-4)
 
 
 def test_the_note_says_which_model_it_is_and_what_it_takes(exported: Export) -> None:
@@ -260,7 +298,7 @@ def test_an_exported_file_holds_its_note_and_no_path_of_this_machine(
     _, out, _ = exported
     data = out.read_bytes()
     assert b"fedreid.json" in data and b'"published_digest"' in data
-    for path in (b"site-packages", str(Path(__file__).parents[3]).encode(), bytes(agent.root)):
+    for path in (b"site-packages", str(ROOT).encode(), bytes(agent.root)):
         assert path not in data
 
 
