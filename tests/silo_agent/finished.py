@@ -7,11 +7,13 @@ silo's update and the model before.
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
-from fedreid.contract import ModelKind, UpdateReport
+from fedreid.contract import TrainTask
 from fedreid.files import digest_of, make_folder
 from fedreid.jobs import Progress
+from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, BatchNormPolicy, TrainingPlan
 from fedreid.reid.backbone import build_backbone, initialise, shared_tensors
 from fedreid.wire.tensors import load_tensors, save_tensors
@@ -23,7 +25,7 @@ from silo_agent.learning.local_round import LocalRound
 from silo_agent.learning.worker import SiloWorker
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 
-RUN = "spring"
+RUN = RunName("spring")
 BACKBONE = BackbonePlan(name="squeezenet1_1", height_px=64, width_px=32)
 TRAINING = TrainingPlan(
     batch_size=16, learning_rate=0.02, backbone_learning_rate=0.02, threads=1, probe_batches=1
@@ -54,40 +56,30 @@ def finished_agent(
     finished = None
     for number in range(1, rounds + 1):
         out = outbox.begin(RUN, number)
-        kinds: tuple[ModelKind, ...] = ("global", "local")
-        job = TrainJob(
-            silo=silo,
+        task = TrainTask(
             run=RUN,
-            round=number,
+            round=RoundNumber(number),
+            base_digest=Digest(held.digest),
             seed=7,
             backbone=backbone,
             training=training,
             learning_rate_factor=1.0,
             bn=bn,
+            upload_encoding="fp32",
+            download_encoding="fp32",
+            evaluate=True,
+            standalone=standalone,
+            remaining_s=60.0,
+        )
+        job = TrainJob.of(
+            task,
+            silo,
             base_model=held.path,
             previous="" if finished is None else str(outbox.folder(finished)),
             out=str(out),
-            evaluate=(*kinds, "standalone") if standalone else kinds,
-            standalone=standalone,
         )
         report = LocalRound(job=job, data=data, device=torch.device("cpu"), tell=_quiet).run()
-        finished = FinishedRound(
-            run=RUN,
-            round=number,
-            base_digest=held.digest,
-            base_round=held.round,
-            backbone=backbone,
-            bn=bn,
-            encoding="fp32",
-            report=UpdateReport(
-                num_images=report.num_images,
-                cosine_distance=report.cosine_distance,
-                train_loss=report.train_loss,
-            ),
-            num_identities=report.num_identities,
-            evaluations=report.evaluations,
-            earlier=() if finished is None else finished.figures(),
-        )
+        finished = FinishedRound.of(task, report, base_round=held.round, previous=finished)
         outbox.put(out, finished)
         aggregate = root / "aggregate.safetensors"
         _aggregate(Path(held.path), outbox.folder(finished) / UPDATE_FILE, aggregate)
@@ -111,7 +103,7 @@ def publish(folders: Folders, model: Path, *, round: int) -> Held:
 def _aggregate(base: Path, update: Path, out: Path) -> None:
     """The mean of this silo's update and that of one which has not moved from the base model."""
     ours, theirs = load_tensors(update), load_tensors(base)
-    save_tensors(out, {name: (ours[name] + theirs[name]) / 2 for name in ours})
+    save_tensors(out, {name: np.float32(0.5) * (ours[name] + theirs[name]) for name in ours})
 
 
 def _measure_published(outbox: Outbox, finished: FinishedRound, silo: Silo, held: Held) -> None:

@@ -34,7 +34,7 @@ def frames(picture: Path, theme: Theme) -> list[str]:
     with Image.open(picture) as image:
         height = image.height // 2
         line = [image.getpixel((x, height)) for x in range(image.width)]
-    seen = [named[colour] for colour in line if colour in named]  # type: ignore[index]
+    seen = [named[colour] for colour in line if colour in named]
     return [name for at, name in enumerate(seen) if at % 12 == 0]  # two sides of 6 pixels
 
 
@@ -67,5 +67,5 @@ def test_rows_that_do_not_fit_their_flags_are_refused(tmp_path: Path, grey: Path
 
 
 def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="gone.jpg"):
+    with pytest.raises(DatasetError, match=r"gone\.jpg"):
         ranked_picture([row(tmp_path / "gone.jpg", True)], tmp_path / "out.png")

@@ -374,7 +374,7 @@ def test_an_unreadable_image_of_a_folder_is_skipped_and_named_and_one_by_name_is
     )
     out.unlink()
     for named in ([folder / "bad.jpg"], [folder, folder / "bad.jpg"]):
-        with pytest.raises(DatasetError, match="bad.jpg"):
+        with pytest.raises(DatasetError, match=r"bad\.jpg"):
             run(agent, "embed", *named, "--out", out)
     (folder / "good.jpg").unlink()
     with pytest.raises(DatasetError, match="None of 1 image files can be read"):
