@@ -74,7 +74,8 @@ _RANKED = (
     "ranked",
     "What the global model finds",
     "Each row is one query and its best gallery images, the nearest first. Green with a tick is "
-    "the same person, seen by another camera; red with a cross is somebody else.",
+    "the same person, seen by another camera; red with a cross is somebody else. "
+    "The number below is the cosine.",
 )
 
 

@@ -15,6 +15,7 @@ from fedreid.datasets.records import ImageRecord
 from fedreid.reid.backbone import ReIDBackbone
 from fedreid.reid.distances import IndexArray
 from fedreid.reid.features import extract_features
+from fedreid.reid.reranking import Reranking
 from fedreid.reid.retrieval import RetrievalMetrics, evaluate
 from fedreid.reid.transforms import ImageStore
 from fedreid.wire.tensors import FloatArray
@@ -60,7 +61,7 @@ class QueryGalleryFeatures:
     query: FloatArray
     gallery: FloatArray
 
-    def metrics(self, test: QueryGallery) -> RetrievalMetrics:
+    def metrics(self, test: QueryGallery, *, rerank: Reranking | None = None) -> RetrievalMetrics:
         """How well the queries find their persons; see :func:`fedreid.reid.retrieval.evaluate`."""
         return evaluate(
             self.query,
@@ -69,6 +70,7 @@ class QueryGalleryFeatures:
             test.gallery.pids,
             test.query.camids,
             test.gallery.camids,
+            rerank=rerank,
         )
 
 

@@ -29,6 +29,9 @@ def evaluate(
         typer.Option(help="Another dataset than the silo's own."),
     ] = None,
     layout: Layout = "auto",
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="k-reciprocal re-ranking of all queries together.")
+    ] = False,
     visualise: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="OUT.png", help="Draw ranked lists: query and its ten best."),
@@ -53,6 +56,7 @@ def evaluate(
             dataset,
             layout,
             queries_shown=queries if visualise else 0,
+            rerank=rerank,
             tell=lambda done, total: show("measuring", done / total),
         )
     if visualise:

@@ -137,6 +137,7 @@ def print_measurement(
             {
                 "model": measured.model.to_builtins(),
                 "dataset": str(dataset),
+                "reranked": measured.reranked,
                 **ratios,
                 "queries": metrics.num_valid,
                 "query_images": measured.num_query,
@@ -146,7 +147,8 @@ def print_measurement(
         )
         return
     print_table(
-        f"{_capital(measured.model.named())} on {dataset}",
+        f"{_capital(measured.model.named())} on {dataset}"
+        + (", re-ranked" if measured.reranked else ""),
         ("rank-1", "rank-5", "rank-10", "mAP", "mINP", "queries", "gallery images"),
         [
             (

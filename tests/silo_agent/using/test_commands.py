@@ -32,7 +32,7 @@ from fedreid.wire.tensors import FloatArray, load_tensors
 from silo_agent.cli import app
 from silo_agent.config import Folders, Membership, save_membership
 from silo_agent.outbox import Outbox
-from silo_agent.using import exporting, gallery
+from silo_agent.using import evaluating, exporting, gallery
 from silo_agent.using.formats import Built
 from tests.silo_agent.finished import BACKBONE
 
@@ -148,6 +148,20 @@ def test_a_model_file_is_measured_on_another_dataset(
     unknown = run_json(agent, "evaluate", "--model", tmp_path / "m.safetensors")
     assert unknown["map"] == measured["map"]
     assert (unknown["model"]["model"], unknown["model"]["round"]) == ("file", None)
+
+
+def test_figures_after_reranking_are_other_ones_and_say_so(
+    agent: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run_json(agent, "evaluate", "--model", "standalone")
+    reranked = run_json(agent, "evaluate", "--model", "standalone", "--rerank")
+    assert (plain["reranked"], reranked["reranked"]) == (False, True)
+    assert reranked["map"] != plain["map"]
+    assert reranked["queries"] == plain["queries"]
+    assert "re-ranked" in run(agent, "evaluate", "--rerank")
+    monkeypatch.setattr(evaluating, "RERANK_IMAGES", 10)
+    with pytest.raises(UsageError, match="too large to be re-ranked"):
+        run(agent, "evaluate", "--rerank")
 
 
 def test_ranked_lists_are_drawn(agent: Folders, tmp_path: Path) -> None:
