@@ -21,7 +21,6 @@ from rich.table import Table
 
 from benchmark.collecting import collect
 from benchmark.federation import LocalFederation
-from benchmark.ranked import RankedQuery
 from benchmark.report import write_report
 from benchmark.results import Results, read
 from benchmark.silos import render_silos
@@ -30,6 +29,7 @@ from coordinator.export import export_model
 from fedreid.console import out, say
 from fedreid.datasets.synthetic import SyntheticSpec
 from fedreid.errors import UsageError
+from fedreid.pictures.ranked import RankedQuery
 from fedreid.plan import BackbonePlan, parse_plan
 from fedreid.v1 import admin_pb2
 from fedreid.wire.messages import evaluation_from_wire
@@ -165,7 +165,7 @@ class Board:
         return self.draw()
 
 
-def _ranked(model: Path, backbone: BackbonePlan, dataset: Path) -> list[RankedQuery]:
+def _ranked(model: Path, backbone: BackbonePlan, dataset: Path) -> tuple[RankedQuery, ...]:
     from benchmark.ranking_picture import ranked_queries
 
     return ranked_queries(model, backbone, dataset, count=_QUERIES_SHOWN)

@@ -33,7 +33,7 @@ from coordinator.rounds.machine import (
 )
 from coordinator.rounds.tasks import evaluate_task, train_task
 from coordinator.rounds.validation import check_manifest, check_values
-from fedreid.contract import EvaluationResult, TrainTask, UpdateReport
+from fedreid.contract import EvaluationResult, TrainTask
 from fedreid.errors import RunError, storage_errors
 from fedreid.files import digest_of, make_folder, remove_folder, replacing, write_bytes
 from fedreid.jobs import Job, Progress, ReportT
@@ -43,7 +43,7 @@ from fedreid.wire.encoding import decode, encode, payload_bytes
 from fedreid.wire.tensors import Layout, TensorFile
 from silo_agent import config as agent
 from silo_agent.egress import Parcel, pack
-from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob, TrainReport
+from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
 from silo_agent.learning.worker import SiloWorker, make_deterministic
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 
@@ -207,7 +207,7 @@ class LocalRun:
             silo=silo,
             payload_digest=parcel.manifest.payload_digest,
             size_bytes=parcel.manifest.byte_count,
-            report=finished.report,
+            report=finished.report.checked(),
         )
         accepted = self._next(state, UpdateAccepted(update=update))
         return accepted, finished.evaluations, parcel.manifest.byte_count
@@ -225,15 +225,11 @@ class LocalRun:
         kinds = tuple(kind for kind in job.evaluate if kind != "global")  # measured once for all
         job = msgspec.structs.replace(job, evaluate=kinds if len(self._silos) > 1 else ())
         report = self._workers[silo].train(job, _unheard)
-        finished = FinishedRound(
-            run=task.run,
-            round=task.round,
-            base_digest=task.base_digest,
-            bn=task.bn,
-            encoding=task.upload_encoding,
-            report=_numbers(report),
-            num_identities=report.num_identities,
-            evaluations=report.evaluations,
+        finished = FinishedRound.of(
+            task,
+            report,
+            base_round=task.round - 1,
+            previous=outbox.newest(task.run, before=task.round),
         )
         outbox.put(out, finished)
         return finished
@@ -431,15 +427,6 @@ class LocalRun:
 
 def _unheard(progress: Progress) -> None:
     """Steps within a job are not shown."""
-
-
-def _numbers(report: TrainReport) -> UpdateReport:
-    return UpdateReport(
-        num_images=report.num_images,
-        num_steps=report.num_steps,
-        cosine_distance=report.cosine_distance,
-        train_loss=report.train_loss,
-    ).checked()
 
 
 def _accuracy(result: EvaluationResult) -> Accuracy:

@@ -19,10 +19,10 @@ from benchmark.pages import (
     size_text,
     template,
 )
-from benchmark.ranked import RankedQuery, ranked_picture
 from benchmark.results import DEPLOYABLE, MODELS, ModelKind, Results
 from benchmark.theme import THEMES, save
 from fedreid.files import make_folder, write_bytes
+from fedreid.pictures.ranked import RankedQuery, ranked_picture
 
 DATA_NAME = "report.json"
 
@@ -74,7 +74,8 @@ _RANKED = (
     "ranked",
     "What the global model finds",
     "Each row is one query and its best gallery images, the nearest first. Green with a tick is "
-    "the same person, seen by another camera; red with a cross is somebody else.",
+    "the same person, seen by another camera; red with a cross is somebody else. "
+    "The number below is the cosine.",
 )
 
 

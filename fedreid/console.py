@@ -55,7 +55,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """Print rows for people."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a cut path or digest is of no use
     for row in rows:
         table.add_row(*(escape(_printable(cell)) for cell in row))
     out.print(table)

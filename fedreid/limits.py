@@ -104,3 +104,6 @@ RERANK_IMAGES = 150_000
 
 RERANK_NEIGHBOURS = 50
 """Largest k1 and k2 of re-ranking: memory grows with k1² · k2; the paper uses 20 and 6."""
+
+FIGURES_KEPT = 10
+"""Measured rounds that a silo remembers: mean and deviation are reported over the last ten."""

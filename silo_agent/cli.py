@@ -9,6 +9,8 @@ import typer
 from fedreid import launch
 from fedreid.console import out, print_json, run_program, say
 from fedreid.errors import DatasetError
+from silo_agent.using import commands
+from silo_agent.using.commands import DEFAULT_DATA, Data, Json
 
 if TYPE_CHECKING:
     from silo_agent.config import Folders
@@ -23,11 +25,12 @@ data_app = typer.Typer(no_args_is_help=True, help="The silo's images.")
 egress_app = typer.Typer(no_args_is_help=True, help="What leaves this silo.")
 app.add_typer(data_app, name="data")
 app.add_typer(egress_app, name="egress")
+app.add_typer(commands.model_app, name="model")
+app.command()(commands.evaluate)
+app.command()(commands.embed)
+app.command()(commands.search)
 
-Data = Annotated[Path, typer.Option("--data", help="The agent's data folder.")]
 Layout = Annotated[str, typer.Option(help="market1501, folders, or auto.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_DATA = Path("silo-agent-data")
 
 
 @app.command()
@@ -114,7 +117,7 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 def report(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """Standalone, local and global model side by side, and which one to deploy."""
     from silo_agent.config import Folders
-    from silo_agent.printing import print_report
+    from silo_agent.using.printing import print_report
 
     print_report(Folders(data.resolve()), as_json=as_json)
 

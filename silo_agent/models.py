@@ -29,20 +29,11 @@ from fedreid.wire.messages import release_from_wire
 from fedreid.wire.stream import PartialFile
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
+from silo_agent.held import NEWEST_NOTE, Held, read_note
 from silo_agent.trust.channel import calling
 
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
-
-
-class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified model on disk."""
-
-    path: str
-    digest: str
-    round: int
-    """The round that made it; 0 for start weights."""
-    version: int
 
 
 class _Newest(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,16 +66,11 @@ class ModelCache:
     def remove_others(self, kept: Digest) -> None:
         """Delete every model but one."""
         for path in self._folder.iterdir():
-            if path.is_file() and not path.name.startswith(kept) and path.name != _NEWEST:
+            if path.is_file() and not path.name.startswith(kept) and path.name != NEWEST_NOTE:
                 path.unlink(missing_ok=True)
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
-        note = self._note_path(digest, encoding)
-        try:
-            held = msgspec.json.decode(note.read_bytes(), type=Held)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None  # a damaged note costs one more download
-        return held if Path(held.path).exists() else None
+        return read_note(self._note_path(digest, encoding))
 
     async def _fetch(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
@@ -138,7 +124,7 @@ class ModelCache:
                 f"The coordinator sent {'another' if replaced else 'the'} model version "
                 f"{release.version}, but version {newest.version} was already taken",
                 why="it may have been restored from an old backup, or somebody replays old models",
-                next_step=f"Ask its operators; remove {self._folder / _NEWEST} to accept it.",
+                next_step=f"Ask its operators; remove {self._folder / NEWEST_NOTE} to accept it.",
             )
         return release, manifest
 
@@ -152,11 +138,12 @@ class ModelCache:
         held = Held(
             path=str(path),
             digest=release.model_digest,
+            run=release.run,
             round=release.round,
             version=release.version,
         )
         newest = _Newest(version=release.version, digest=release.model_digest)
-        write_bytes(self._folder / _NEWEST, msgspec.json.encode(newest))
+        write_bytes(self._folder / NEWEST_NOTE, msgspec.json.encode(newest))
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
@@ -164,7 +151,7 @@ class ModelCache:
         return held
 
     def _newest(self) -> _Newest:
-        path = self._folder / _NEWEST
+        path = self._folder / NEWEST_NOTE
         if not path.exists():
             return _Newest()
         try:
@@ -178,9 +165,6 @@ class ModelCache:
 
     def _note_path(self, digest: str, encoding: Encoding) -> Path:
         return self._folder / f"{digest}.{encoding}.json"
-
-
-_NEWEST = "newest.json"
 
 
 def _held_bytes(part: Path) -> int:

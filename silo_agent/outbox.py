@@ -17,15 +17,25 @@ from pathlib import Path
 
 import msgspec
 
-from fedreid.contract import EvaluationResult, UpdateReport
+from fedreid.contract import EvaluationResult, TrainTask, UpdateReport
 from fedreid.errors import StorageError
 from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
-from fedreid.plan import BatchNormPolicy, Encoding
+from fedreid.limits import FIGURES_KEPT
+from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding
 from silo_agent.config import Folders
+from silo_agent.learning.jobs import TrainReport
 
 UPDATE_FILE = "update.safetensors"
 _NOTE = "round.json"
 _PUBLISHED = "published.json"
+
+
+class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model scored on the silo's own test set."""
+
+    round: int
+    """The round that made the model; 0 for start weights."""
+    result: EvaluationResult
 
 
 class FinishedRound(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,11 +44,53 @@ class FinishedRound(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     round: int
     base_digest: str
+    base_round: int
+    """The round that made the base model; 0 for start weights."""
+    backbone: BackbonePlan
     bn: BatchNormPolicy
     encoding: Encoding
     report: UpdateReport
     num_identities: int
     evaluations: tuple[EvaluationResult, ...]
+    earlier: tuple[ModelFigures, ...]
+    """Figures of the run's rounds before this one, oldest first."""
+
+    @classmethod
+    def of(
+        cls,
+        task: TrainTask,
+        report: TrainReport,
+        *,
+        base_round: int,
+        previous: "FinishedRound | None",
+    ) -> "FinishedRound":
+        """The round of a task that was trained; ``previous`` is the run's one before it."""
+        return cls(
+            run=task.run,
+            round=task.round,
+            base_digest=task.base_digest,
+            base_round=base_round,
+            backbone=task.backbone,
+            bn=task.bn,
+            encoding=task.upload_encoding,
+            report=report.numbers(),
+            num_identities=report.num_identities,
+            evaluations=report.evaluations,
+            earlier=() if previous is None else previous.figures(),
+        )
+
+    def figures(self) -> tuple[ModelFigures, ...]:
+        """Figures of the last rounds up to this one, oldest first."""
+        own = tuple(
+            ModelFigures(
+                round=self.base_round if result.model == "global" else self.round, result=result
+            )
+            for result in self.evaluations
+        )
+        # After a round that failed the same base model is measured again.
+        known = {(one.round, one.result.model): one for one in (*self.earlier, *own)}
+        kept = frozenset(sorted({one.round for one in known.values()})[-FIGURES_KEPT:])
+        return tuple(one for one in known.values() if one.round in kept)
 
 
 class Outbox:
@@ -83,14 +135,13 @@ class Outbox:
         """Keep what the model that the round led to has scored here."""
         write_bytes(self.folder(finished) / _PUBLISHED, msgspec.json.encode(result))
 
-    def evaluations(self, finished: FinishedRound) -> tuple[EvaluationResult, ...]:
-        """The round's figures; the global model's are of its outcome, once that was measured."""
+    def figures(self, finished: FinishedRound) -> tuple[ModelFigures, ...]:
+        """The run's last figures, with those of the model that the round led to, if measured."""
         path = self.folder(finished) / _PUBLISHED
         if not path.exists():
-            return finished.evaluations
+            return finished.figures()
         published = msgspec.json.decode(path.read_bytes(), type=EvaluationResult)
-        others = (result for result in finished.evaluations if result.model != published.model)
-        return (published, *others)
+        return (*finished.figures(), ModelFigures(round=finished.round, result=published))
 
     def remove_before(self, finished: FinishedRound) -> None:
         """Delete the rounds of the same run that ``finished`` has taken the place of."""

@@ -1,4 +1,4 @@
-"""How do a dataset's check, an upload and a silo's figures look on a terminal?"""
+"""How do a dataset's check and an upload look on a terminal?"""
 
 import msgspec
 
@@ -9,10 +9,6 @@ from fedreid.wire.tensors import TensorFile
 from silo_agent.config import Folders, load_config
 from silo_agent.egress import Parcel, pack
 from silo_agent.outbox import UPDATE_FILE, Outbox
-
-_NO_ROUND = UsageError(
-    "This silo has not trained a round yet", next_step="Take part first: silo-agent run."
-)
 
 
 def print_check(found: DatasetCheck, *, as_json: bool) -> None:
@@ -45,7 +41,9 @@ def print_parcel(folders: Folders, *, as_json: bool) -> None:
     outbox = Outbox(folders)
     last = outbox.last()
     if last is None:
-        raise _NO_ROUND
+        raise UsageError(
+            "This silo has not trained a round yet", next_step="Take part first: silo-agent run."
+        )
     update = outbox.folder(last) / UPDATE_FILE
     with TensorFile(update) as file:
         layout = file.layout
@@ -65,36 +63,6 @@ def print_parcel(folders: Folders, *, as_json: bool) -> None:
     print_table(f"Round {last.round} of {last.run} sends these tensors", ("tensor", "shape"), rows)
     say(f"and these numbers: {numbers}")
     say(f"in all {parcel.manifest.byte_count} bytes of tensors in {parcel.manifest.encoding}")
-
-
-def print_report(folders: Folders, *, as_json: bool) -> None:
-    """Standalone, local and global model side by side, and the one to deploy.
-
-    Raises:
-        UsageError: no model has been measured yet.
-    """
-    outbox = Outbox(folders)
-    last = outbox.last()
-    evaluations = () if last is None else outbox.evaluations(last)
-    if last is None or not evaluations:
-        raise _NO_ROUND
-    if as_json:
-        print_json(msgspec.to_builtins(evaluations))
-        return
-    best = max(evaluations, key=lambda result: result.map)
-    rows = [
-        (
-            result.model,
-            f"{result.rank1:.1%}",
-            f"{result.rank5:.1%}",
-            f"{result.map:.1%}",
-            str(result.queries),
-            "deploy" if result is best else "",
-        )
-        for result in evaluations
-    ]
-    title = f"Round {last.round} of {last.run}, on this silo's own query and gallery"
-    print_table(title, ("model", "rank-1", "rank-5", "mAP", "queries", ""), rows)
 
 
 def _tensors(parcel: Parcel) -> dict[str, list[int]]:

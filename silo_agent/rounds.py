@@ -17,7 +17,6 @@ from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
     TrainTask,
-    UpdateReport,
     WaitTask,
 )
 from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
@@ -32,8 +31,9 @@ from fedreid.wire.tensors import TensorFile
 from fedreid.work import off_loop
 from silo_agent.config import AgentConfig, Folders, Membership
 from silo_agent.egress import Parcel, check_report, check_task, pack
+from silo_agent.held import Held
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob, TrainReport
-from silo_agent.models import Held, ModelCache
+from silo_agent.models import ModelCache
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.trust.channel import calling
 
@@ -136,21 +136,11 @@ class Participant:
             report = await self._worker.run(
                 self._train_job(task, base, out), TrainReport, self._note_progress
             )
-        numbers = UpdateReport(
-            num_images=report.num_images,
-            cosine_distance=report.cosine_distance,
-            train_loss=report.train_loss,
-            num_steps=report.num_steps,
-        )
-        finished = FinishedRound(
-            run=task.run,
-            round=task.round,
-            base_digest=task.base_digest,
-            bn=task.bn,
-            encoding=task.upload_encoding,
-            report=numbers,
-            num_identities=report.num_identities,
-            evaluations=report.evaluations,
+        finished = FinishedRound.of(
+            task,
+            report,
+            base_round=base.round,
+            previous=self._outbox.newest(task.run, before=task.round),
         )
         await off_loop(self._outbox.put, out, finished)
         self._tell(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedreid.errors import JobFailed
-from fedreid.reid.transforms import ImageStore, normalise
+from fedreid.reid.transforms import ByteArray, ImageStore, normalise
 from fedreid.wire.tensors import FloatArray
 
 EVALUATION_BATCH = 64
@@ -44,11 +44,22 @@ def extract_features(
     blocks: list[FloatArray] = []
     for start in range(0, len(images), batch_size):
         indices_N = np.arange(start, min(start + batch_size, len(images)))
-        with torch.inference_mode():
-            features_ND = features_of(backbone, normalise(images.batch(indices_N), device))
-        blocks.append(features_ND.cpu().numpy())
+        blocks.append(pixel_features(backbone, images.batch(indices_N), device=device))
         tell(int(indices_N[-1]) + 1)
-    feats_ND: FloatArray = np.concatenate(blocks) if blocks else np.zeros((0, 0), dtype=np.float32)
+    return np.concatenate(blocks) if blocks else np.zeros((0, 0), dtype=np.float32)
+
+
+def pixel_features(
+    backbone: nn.Module, pixels_NCHW: ByteArray, *, device: torch.device | None = None
+) -> FloatArray:
+    """feats_ND of one batch of decoded images; the backbone must be in eval mode.
+
+    Raises:
+        JobFailed: the model gives values that are not finite.
+    """
+    with torch.inference_mode():
+        features_ND = features_of(backbone, normalise(pixels_NCHW, device))
+    feats_ND: FloatArray = features_ND.cpu().numpy()
     if not np.isfinite(feats_ND).all():
         raise JobFailed(
             "The model's features are not finite",

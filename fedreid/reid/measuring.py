@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from fedreid.contract import EvaluationResult, ModelKind
+from fedreid.datasets.layouts import Dataset
 from fedreid.datasets.records import ImageRecord
 from fedreid.reid.backbone import ReIDBackbone
 from fedreid.reid.distances import IndexArray
 from fedreid.reid.features import extract_features
-from fedreid.reid.retrieval import evaluate
+from fedreid.reid.reranking import Reranking
+from fedreid.reid.retrieval import RetrievalMetrics, evaluate
 from fedreid.reid.transforms import ImageStore
+from fedreid.wire.tensors import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,61 @@ class QueryGallery:
     query: Labelled
     gallery: Labelled
 
+    @classmethod
+    def of(cls, data: Dataset, *, height_px: int, width_px: int) -> "QueryGallery":
+        """A dataset's query and gallery, not yet decoded."""
+        size = {"height_px": height_px, "width_px": width_px}
+        return cls(query=Labelled.of(data.query, **size), gallery=Labelled.of(data.gallery, **size))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryGalleryFeatures:
+    """What a backbone gives for a test set: feats_QD and feats_GD."""
+
+    query: FloatArray
+    gallery: FloatArray
+
+    def metrics(self, test: QueryGallery, *, rerank: Reranking | None = None) -> RetrievalMetrics:
+        """How well the queries find their persons; see :func:`fedreid.reid.retrieval.evaluate`."""
+        return evaluate(
+            self.query,
+            self.gallery,
+            test.query.pids,
+            test.gallery.pids,
+            test.query.camids,
+            test.gallery.camids,
+            rerank=rerank,
+        )
+
+
+def extract(
+    backbone: ReIDBackbone,
+    test: QueryGallery,
+    *,
+    device: torch.device,
+    tell: Callable[[int, int], None],
+) -> QueryGalleryFeatures:
+    """The test set's features; ``tell`` hears images done and in all.
+
+    Leaves the backbone in eval mode.
+
+    Raises:
+        DatasetError, JobFailed: as :func:`fedreid.reid.features.extract_features`.
+    """
+    asked = len(test.query.images)
+    total = asked + len(test.gallery.images)
+    return QueryGalleryFeatures(
+        query=extract_features(
+            backbone, test.query.images, device=device, tell=lambda done: tell(done, total)
+        ),
+        gallery=extract_features(
+            backbone,
+            test.gallery.images,
+            device=device,
+            tell=lambda done: tell(asked + done, total),
+        ),
+    )
+
 
 def measure(
     backbone: ReIDBackbone,
@@ -57,24 +115,9 @@ def measure(
 
     ``tell`` hears images done and in all. Leaves the backbone in eval mode.
     """
-    asked, searched = len(test.query.images), len(test.gallery.images)
-    if not asked or not searched:
+    if not len(test.query.images) or not len(test.gallery.images):
         return None
-    total = asked + searched
-    feats_QD = extract_features(
-        backbone, test.query.images, device=device, tell=lambda done: tell(done, total)
-    )
-    feats_GD = extract_features(
-        backbone, test.gallery.images, device=device, tell=lambda done: tell(asked + done, total)
-    )
-    metrics = evaluate(
-        feats_QD,
-        feats_GD,
-        test.query.pids,
-        test.gallery.pids,
-        test.query.camids,
-        test.gallery.camids,
-    )
+    metrics = extract(backbone, test, device=device, tell=tell).metrics(test)
     if not metrics.num_valid:
         return None
     return EvaluationResult(

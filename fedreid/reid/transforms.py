@@ -78,13 +78,21 @@ class ImageStore:
         pixels_NCHW = np.empty((len(indices_N), *self._shape), dtype=np.uint8)
 
         def fill(place: int) -> None:
-            image = decode(self._paths[indices_N[place]])
-            resized = image.resize(self._size, Image.Resampling.BICUBIC)
-            pixels_NCHW[place] = np.asarray(resized).transpose(2, 0, 1)
+            pixels_NCHW[place] = pixels_of(self._paths[indices_N[place]], self._size)
 
         with ThreadPoolExecutor(DECODERS) as pool:
             list(pool.map(fill, range(len(indices_N))))
         return pixels_NCHW
+
+
+def pixels_of(path: Path, size: tuple[int, int]) -> ByteArray:
+    """pixels_CHW of one file, resized to ``size`` (width, height).
+
+    Raises:
+        DatasetError: the file is gone or can't be decoded.
+    """
+    resized = decode(path).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(resized).transpose(2, 0, 1)
 
 
 def normalise(pixels_NCHW: ByteArray, device: torch.device | None = None) -> Tensor:

@@ -216,6 +216,16 @@ def write_model(stream: IO[bytes], tensors: dict[str, FloatArray]) -> None:
     write_tensors(stream, ((spec, tensors[spec.name]) for spec in layout.specs))
 
 
+def digest_of_tensors(tensors: dict[str, FloatArray]) -> Digest:
+    """The digest that a canonical file of these tensors has; none is written."""
+    hasher = blake3.blake3()
+    layout = Layout.of(TensorSpec(name, values.shape) for name, values in tensors.items())
+    hasher.update(layout.header())
+    for name in layout.names:
+        hasher.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
+    return Digest(hasher.hexdigest())
+
+
 def load_tensors(path: Path) -> dict[str, FloatArray]:
     """Every tensor of a canonical file; costs the whole model in memory.
 

@@ -14,7 +14,7 @@ import numpy as np
 from fedreid.datasets.layouts import Dataset, load
 from fedreid.errors import DatasetError
 from fedreid.plan import BackbonePlan
-from fedreid.reid.measuring import Labelled, QueryGallery
+from fedreid.reid.measuring import QueryGallery
 from fedreid.reid.transforms import ImageStore
 from silo_agent.learning.jobs import Silo
 from silo_agent.learning.training import TrainingImages
@@ -93,8 +93,5 @@ def _silo_data(dataset: Dataset, backbone: BackbonePlan) -> SiloData:
             images=ImageStore([record.path for record in dataset.train], **size),
             labels=np.array([row_of[record.pid] for record in dataset.train], dtype=np.int64),
         ),
-        test=QueryGallery(
-            query=Labelled.of(dataset.query, **size),
-            gallery=Labelled.of(dataset.gallery, **size),
-        ),
+        test=QueryGallery.of(dataset, **size),
     )

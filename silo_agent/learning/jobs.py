@@ -5,7 +5,7 @@ All values are numbers, names and paths of this machine; a job's outputs are fil
 
 import msgspec
 
-from fedreid.contract import EvaluateTask, EvaluationResult, ModelKind, TrainTask
+from fedreid.contract import EvaluateTask, EvaluationResult, ModelKind, TrainTask, UpdateReport
 from fedreid.jobs import Job, Report
 from fedreid.plan import BackbonePlan, BatchNormPolicy, TrainingPlan
 
@@ -76,6 +76,15 @@ class TrainReport(Report, frozen=True, kw_only=True):
     num_steps: int
     """Optimiser steps of the federated training; the standalone baseline's are not counted."""
     evaluations: tuple[EvaluationResult, ...]
+
+    def numbers(self) -> UpdateReport:
+        """What of it goes with the update."""
+        return UpdateReport(
+            num_images=self.num_images,
+            cosine_distance=self.cosine_distance,
+            train_loss=self.train_loss,
+            num_steps=self.num_steps,
+        )
 
 
 class EvaluateJob(Job, frozen=True, kw_only=True):

@@ -14,12 +14,12 @@ from rich.console import Console
 from benchmark import results
 from benchmark.checks import judged
 from benchmark.pages import duration_text, percent, size_text
-from benchmark.ranked import RankedQuery, ranked_picture
 from benchmark.report import write_report
 from benchmark.results import Accuracy, Check, Results, SiloResult
 from benchmark.summary import summary_table
 from benchmark.theme import DARK, LIGHT, Theme
 from fedreid.errors import DatasetError, StorageError
+from fedreid.pictures.ranked import RankedQuery, ranked_picture
 from tests.benchmark.made_up import accuracy, made_up
 
 PICTURES = ("accuracy-rank1", "accuracy-map", "weights", "distillation", "cost", "ranked")

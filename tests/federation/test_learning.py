@@ -106,7 +106,13 @@ def check_commands(local: LocalFederation, results: Results) -> None:
     }  # fmt: skip
     assert not [name for name in shown["tensors"] if "classifier" in name]
     report = json.loads(local.command("silo_agent", "report", "--data", data, "--json"))
-    assert {row["model"] for row in report} == {"global", "local", "standalone"}
+    assert {row["model"] for row in report["models"]} == {"global", "local", "standalone"}
+    assert {row["of_round"] for row in report["models"]} == {2}
+    evaluated = json.loads(local.command("silo_agent", "evaluate", "--data", data, "--json"))
+    assert evaluated["model"]["published_digest"] == results.rounds[-1].model_digest
+    assert evaluated["map"] == pytest.approx(
+        next(row["map"] for row in report["models"] if row["model"] == "global")
+    )
     status = json.loads(local.command("silo_agent", "status", "--data", data, "--json"))
     assert status["silo"] == silo and status["last_round"]["round"] == 2
     admin = ("--data", str(local.data), "--json")

@@ -28,7 +28,8 @@ from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_to_wire
 from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, write_model
 from silo_agent.config import Folders, Membership
-from silo_agent.models import Held, ModelCache
+from silo_agent.held import Held, newest_held
+from silo_agent.models import ModelCache
 
 KEY = signing_key(new_signing_key_pem())
 MEMBERSHIP = Membership(federation="harbour", silo="north", model_key=public_bytes(KEY))
@@ -469,3 +470,18 @@ def test_the_newest_version_is_what_the_note_says(
 ) -> None:
     fetched(cache, serving(tmp_path, version=41))
     assert msgspec.json.decode((folders.models / "newest.json").read_bytes())["version"] == 41
+
+
+def test_the_newest_model_of_a_run_is_found_without_the_coordinator_wherever_the_folder_lies(
+    cache: ModelCache, folders: Folders, tmp_path: Path
+) -> None:
+    fetched(cache, serving(tmp_path, version=1))
+    newest = fetched(cache, serving(tmp_path, version=2, seed=1))
+    assert newest_held(folders, "spring") == newest
+    assert newest_held(folders, "summer") is None
+    moved = Folders(folders.root.rename(tmp_path / "moved"))
+    found = newest_held(moved, "spring")
+    assert found is not None and Path(found.path).is_relative_to(moved.root)
+    Path(found.path).unlink()
+    older = newest_held(moved, "spring")
+    assert older is not None and older.version == 1

@@ -6,10 +6,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fedreid.contract import EvaluationResult, UpdateReport
+from fedreid.contract import EvaluationResult, ModelKind, UpdateReport
 from fedreid.errors import StorageError
+from fedreid.limits import FIGURES_KEPT
+from fedreid.plan import BackbonePlan
 from silo_agent.config import Folders
-from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.outbox import UPDATE_FILE, FinishedRound, ModelFigures, Outbox
 
 RESULT = EvaluationResult(
     model="local", rank1=0.5, rank5=0.75, rank10=1.0, map=0.25, minp=0.1, queries=9
@@ -18,11 +20,14 @@ ROUND = FinishedRound(
     run="spring",
     round=7,
     base_digest="b" * 64,
+    base_round=6,
+    backbone=BackbonePlan(),
     bn="local",
     encoding="bf16",
     report=UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4),
     num_identities=3,
     evaluations=(RESULT,),
+    earlier=(),
 )
 
 
@@ -147,3 +152,40 @@ def test_a_folder_that_is_no_round_is_in_nobodys_way(outbox: Outbox, tmp_path: P
     (tmp_path / "rounds" / "notes-of-the-operator").mkdir()
     (tmp_path / "rounds" / "file").write_bytes(b"")
     assert outbox.newest("spring") == ROUND
+
+
+def measured(round: int, base_round: int, *models: ModelKind) -> FinishedRound:
+    results = tuple(msgspec.structs.replace(RESULT, model=model) for model in models)
+    return msgspec.structs.replace(ROUND, round=round, base_round=base_round, evaluations=results)
+
+
+def places(figures: tuple[ModelFigures, ...]) -> list[tuple[int, str]]:
+    return [(one.round, one.result.model) for one in figures]
+
+
+def test_a_global_models_figures_belong_to_the_round_that_made_it() -> None:
+    assert places(measured(7, 5, "global", "local").figures()) == [(5, "global"), (7, "local")]
+
+
+def test_figures_go_on_from_round_to_round_and_a_base_measured_twice_counts_once() -> None:
+    first = measured(7, 6, "global", "local")
+    second = msgspec.structs.replace(measured(8, 6, "global"), earlier=first.figures())
+    assert places(second.figures()) == [(6, "global"), (7, "local")]
+
+
+def test_only_the_last_rounds_figures_are_kept() -> None:
+    earlier: tuple[ModelFigures, ...] = ()
+    for number in range(1, 3 * FIGURES_KEPT):
+        finished = msgspec.structs.replace(
+            measured(number, number - 1, "global", "local"), earlier=earlier
+        )
+        earlier = finished.figures()
+    rounds = {number for number, _ in places(earlier)}
+    assert rounds == set(range(2 * FIGURES_KEPT, 3 * FIGURES_KEPT))
+
+
+def test_what_the_round_led_to_is_the_newest_global_figure(outbox: Outbox) -> None:
+    trained(outbox, finished := measured(7, 6, "global", "local"))
+    outbox.note_published(finished, msgspec.structs.replace(RESULT, model="global", map=0.9))
+    last = outbox.figures(finished)[-1]
+    assert (last.round, last.result.model, last.result.map) == (7, "global", 0.9)

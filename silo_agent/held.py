@@ -1,0 +1,46 @@
+"""Which published models has this silo fetched and verified? A note beside each says so.
+
+Read without the coordinator, so that a model can be used when the federation is away.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from silo_agent.config import Folders
+
+NEWEST_NOTE = "newest.json"
+"""The highest version that was ever taken; no model's own note."""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified model on disk."""
+
+    path: str
+    digest: str
+    """Of the model as it was published; a download in bf16 has rounded its weights."""
+    run: str
+    round: int
+    """The round that made it; 0 for start weights."""
+    version: int
+
+
+def read_note(note: Path) -> Held | None:
+    """The model of a note; None where note or model is missing or damaged.
+
+    That costs one more download, no error. The model lies beside its note, wherever the data
+    folder has been moved to.
+    """
+    try:
+        held = msgspec.json.decode(note.read_bytes(), type=Held)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    path = note.with_name(Path(held.path).name)
+    return msgspec.structs.replace(held, path=str(path)) if path.exists() else None
+
+
+def newest_held(folders: Folders, run: str) -> Held | None:
+    """The newest model of a run that is on disk."""
+    notes = [path for path in folders.models.glob("*.json") if path.name != NEWEST_NOTE]
+    found = [held for held in map(read_note, notes) if held is not None and held.run == run]
+    return max(found, key=lambda held: held.version, default=None)
