@@ -5,13 +5,10 @@ own that join with tokens over mutual TLS, runs a plan, and writes a report.
 """
 
 import shutil
-import signal
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import tomli_w
 from rich.console import Group
@@ -20,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmark.collecting import collect
-from benchmark.federation import LocalFederation
+from benchmark.federation import LocalFederation, terminable
 from benchmark.report import write_report
 from benchmark.results import Results, read
 from benchmark.silos import render_silos
@@ -52,7 +49,7 @@ def run_demo(folder: Path, *, seed: int, rounds: int, small: bool) -> Results:
         RunError: the federation failed; its logs stay in the folder.
     """
     _make_room(folder)
-    with _terminable():
+    with terminable():
         spec = _small(seed) if small else SyntheticSpec(seed=seed)
         made = render_silos(folder / "images", spec, workers=_RENDER_PROCESSES)
         silos = {silo.name: folder / "images" / silo.name for silo in made.silos}
@@ -169,17 +166,3 @@ def _ranked(model: Path, backbone: BackbonePlan, dataset: Path) -> tuple[RankedQ
     from benchmark.ranking_picture import ranked_queries
 
     return ranked_queries(model, backbone, dataset, count=_QUERIES_SHOWN)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that no process is left behind."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

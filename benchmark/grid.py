@@ -12,14 +12,17 @@
 """
 
 import importlib.metadata
+import os
 import platform
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import msgspec
@@ -29,14 +32,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmark.bench import Bench, MethodSpec, ScenarioSpec, method_plan
 from benchmark.cells import BENCH_NAME, CELL_NAME, CellResult, Transport, read_cells, write_cell
 from benchmark.collecting import PACKAGES, measured_rounds
-from benchmark.federation import LocalFederation
+from benchmark.federation import LocalFederation, terminable
 from benchmark.local import PROGRESS_NAME, LocalResult, LocalRun
 from benchmark.results import Accuracy, ModelKind, RoundResult
 from benchmark.scenarios import UNION, Scenario, Source, build, union
 from benchmark.silos import render_silos
 from fedreid.console import err, say
-from fedreid.errors import FedreidError, RunError, UsageError
-from fedreid.files import make_folder, remove_folder, write_bytes
+from fedreid.errors import ExitCode, FedreidError, RunError, UsageError
+from fedreid.files import held_alone, make_folder, remove_folder, write_bytes
 from fedreid.plan import Plan
 
 _POLL_S = 0.5
@@ -180,11 +183,9 @@ def _run(cells: Sequence[Cell], workers: int) -> list[tuple[str, str]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    # Spawned: a fork would copy locks of torch and gRPC threads in whatever state they are.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    with Progress(*columns, console=err) as bar, pool:
+    with Progress(*columns, console=err) as bar, _processes(workers) as pool:
         overall = bar.add_task("cells", total=len(cells))
-        under_way: dict[Future[str], Cell] = {pool.submit(run_cell, c): c for c in cells}
+        under_way: dict[Future[str], Cell] = {pool.submit(_in_process, c): c for c in cells}
         bars = {cell.folder: bar.add_task(cell.folder.name, total=cell.plan.rounds, visible=False)
                 for cell in cells}  # fmt: skip
         while under_way:
@@ -201,6 +202,37 @@ def _run(cells: Sequence[Cell], workers: int) -> list[tuple[str, str]]:
                     failed.append((cell.folder.name, why))
                     bar.console.print(f"{cell.folder.name} failed: {why}", markup=False)
     return failed
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with the block, however it ends."""
+    # Spawned: a fork would copy locks of torch and gRPC threads in whatever state they are.
+    pool = ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+    )
+    try:
+        with terminable():
+            yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.terminate()
+        raise
+    pool.shutdown()
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_process(cell: Cell) -> str:
+    """Run a cell in a process that the parent may terminate; a federation ends with it."""
+    try:
+        with terminable():
+            return run_cell(cell)
+    except KeyboardInterrupt:
+        os._exit(int(ExitCode.INTERRUPTED))  # or the pool would give this process the next cell
 
 
 def _outcome(future: Future[str]) -> str:
@@ -221,10 +253,10 @@ def _rounds_done(cell: Cell) -> int:
 
 def run_cell(cell: Cell) -> str:
     """Run one cell and write its result; the reason if it failed."""
-    make_folder(cell.folder)
     begun = time.monotonic()
     try:
-        result = _measured(cell)
+        with held_alone(make_folder(cell.folder), by="benchmark"):
+            result = _measured(cell)
     except FedreidError as error:
         why = str(error) + (f": {error.why}" if error.why else "")
         write_bytes(cell.folder / _FAILURE_NAME, why.encode())

@@ -13,7 +13,7 @@ from fedreid.errors import DatasetError
 from tests.coordinator.learning.sites import TINY, contribution, public_folder
 
 
-def slow_partition(features_KD: np.ndarray) -> list[list[int]]:
+def slow_partition(features_KD: np.ndarray) -> list[tuple[int, ...]]:
     """FINCH's adjacency matrix, and its connected components by repeated multiplication."""
     count = len(features_KD)
     unit = features_KD / np.linalg.norm(features_KD, axis=1, keepdims=True)
@@ -29,7 +29,7 @@ def slow_partition(features_KD: np.ndarray) -> list[list[int]]:
             linked[a, b] |= nearest[a] == b or nearest[b] == a or nearest[a] == nearest[b]
     for _ in range(count):
         linked = linked @ linked
-    return sorted({tuple(np.flatnonzero(row).tolist()) for row in linked})  # type: ignore
+    return sorted({tuple(np.flatnonzero(row).tolist()) for row in linked})
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,7 +66,7 @@ def job(folder: Path, contributions: tuple[Contribution, ...], images: str) -> C
 def test_models_of_the_same_weights_are_found_together(tmp_path: Path) -> None:
     seeds = {"a": 1, "b": 2, "c": 1, "d": 2}
     given_K = tuple(contribution(tmp_path, silo, seed) for silo, seed in seeds.items())
-    images = public_folder(tmp_path, 8)
+    images = str(public_folder(tmp_path, 8))
     report = cluster(job(tmp_path, given_K[::-1], images), lambda progress: None)
     assert report.clusters == (("a", "c"), ("b", "d"))
 
