@@ -62,7 +62,7 @@ def join(
         coordinator=coordinator,
         dataset=str(dataset.resolve()),
         layout=layout,
-        **({} if before is None else {"policy": before.policy}),
+        **({} if before is None else {"policy": before.policy, "processes": before.processes}),
     )
     save_config(folders, config)
     membership = load_membership(folders)

@@ -28,7 +28,11 @@ def learner(plan: BackbonePlan = TINY, *, dropout: float = 0.5) -> Learner:
 def data(tmp_path: Path) -> TrainingImages:
     paths = sorted((draw_silo(tmp_path) / "bounding_box_train").iterdir())
     labels = np.array([int(path.name[:4]) - 1 for path in paths])
-    return TrainingImages(images=ImageStore(paths, height_px=32, width_px=16), labels=labels)
+    return TrainingImages(
+        images=ImageStore(paths, height_px=32, width_px=16),
+        labels=labels,
+        camids=np.array([int(path.name[6]) for path in paths]),
+    )
 
 
 def trained(
