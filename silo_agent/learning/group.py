@@ -48,7 +48,7 @@ class Group:
         return self.rank == 0
 
     def share(self, batch_N: IndexArray) -> IndexArray:
-        """The part of a batch that is for this process; empty where the batch is too small for all."""
+        """The part of a batch for this process; empty where the batch is too small for all."""
         parts = min(self.size, max(1, len(batch_N) // _LEAST_SHARE))
         if self.rank >= parts:
             return batch_N[:0]
@@ -69,7 +69,8 @@ class Group:
         with _together():
             dist.all_reduce(flat)
         with torch.no_grad():
-            for value, part in zip(values, flat.split([v.numel() for v in values]), strict=True):
+            parts = torch.split(flat, [value.numel() for value in values])
+            for value, part in zip(values, parts, strict=True):
                 value.copy_(part.view_as(value))
 
     def settle(self, module: nn.Module) -> None:
@@ -149,7 +150,11 @@ def joined() -> Iterator[Group]:
 
 
 def launch(count: int, module: str) -> None:
-    """Run ``count`` processes of ``module`` to their end; if one fails, exit with its last words."""
+    """Run ``count`` processes of ``module`` to their end.
+
+    Raises:
+        SystemExit: one failed, and so all have been ended; its last words.
+    """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
