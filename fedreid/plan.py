@@ -22,6 +22,7 @@ Count = Annotated[int, Meta(ge=1)]
 Weighting = Literal["cosine", "samples", "uniform", "blend"]
 BatchNormPolicy = Literal["pooled", "local", "recalibrated", "reference"]
 Encoding = Literal["fp32", "bf16"]
+MixedPrecision = Literal["off", "bf16", "fp16"]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +79,7 @@ class TrainingPlan(Section, frozen=True, kw_only=True):
     """Probability that a rectangle of a training image is erased."""
     proximal: NonNegative = 0.0
     """FedProx's mu: the loss gains (mu/2)·‖w − w_t‖²."""
-    mixed_precision: Literal["off", "bf16", "fp16"] = "off"
+    mixed_precision: MixedPrecision = "off"
     """Number format of training's forward pass; ``fp16`` needs a GPU."""
     schedule: Literal["constant", "step", "warmup_cosine"] = "constant"
     """The learning rate as a function of published models."""
