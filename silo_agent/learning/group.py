@@ -22,8 +22,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from fedreid.errors import JobFailed
+from fedreid.errors import JobFailed, UsageError
 from fedreid.jobs import as_child
 from fedreid.seeds import derive_seed
 from silo_agent.learning.sampling import IndexArray
@@ -112,10 +113,8 @@ class Group:
             yield handed[0]
 
     def device(self) -> torch.device:
-        """A GPU of this process's own while there are enough, else the CPU."""
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", self.rank % torch.cuda.device_count())
+        """A GPU of this process's own, or the CPU where the machine has none."""
+        return torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 ALONE = Group(rank=0, size=1)
@@ -133,7 +132,11 @@ def _together() -> Iterator[None]:
 
 @contextmanager
 def joined() -> Iterator[Group]:
-    """The group that torchrun has started this process in, if it has."""
+    """The group that torchrun has started this process in, if it has.
+
+    Raises:
+        UsageError: the machine has GPUs, and fewer than there are processes.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -141,6 +144,13 @@ def joined() -> Iterator[Group]:
     group = Group(rank=int(os.environ["RANK"]), size=size)
     cuda = torch.cuda.is_available()
     if cuda:
+        gpus = torch.cuda.device_count()
+        if size > gpus:
+            raise UsageError(
+                f"{size} training processes are asked for",
+                why=f"this machine has {gpus} GPUs, and two processes can't share one",
+                next_step=f"Set processes = {gpus} in agent.toml.",
+            )
         torch.cuda.set_device(group.device())
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
     try:
@@ -156,7 +166,6 @@ def launch(count: int, module: str) -> None:
         SystemExit: one failed, and so all have been ended; its last words.
     """
     from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.setsid()  # Ctrl-C on a terminal is the agent's to handle
     as_child()
@@ -165,14 +174,18 @@ def launch(count: int, module: str) -> None:
         try:
             run.main([*options, "--module", module])
         except ChildFailedError as error:
-            sys.exit(_last_words(error, count))
+            sys.exit(last_words(error, count))
 
 
-def _last_words(error: Any, count: int) -> str:
+def last_words(error: ChildFailedError, count: int) -> str:
     """Which process failed first and how: one that was killed, or that left its error."""
     rank, failure = min(
         error.failures.items(),
-        key=lambda item: (item[1].exitcode >= 0, not item[1].error_file_data, item[1].timestamp),
+        key=lambda item: (
+            item[1].exitcode >= 0,
+            isinstance(item[1].message, str),  # it left no error of its own
+            item[1].timestamp,
+        ),
     )
     told = failure.message
     if failure.exitcode < 0:

@@ -1,6 +1,7 @@
 """Do two processes that torchrun starts train one job together, and does a death end it clearly?"""
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from msgspec.structs import replace
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from fedreid.errors import JobFailed
+from fedreid.errors import JobFailed, UsageError
 from fedreid.jobs import Progress
-from silo_agent.learning.group import ALONE, Group
+from silo_agent.learning.group import ALONE, Group, joined, last_words
 from silo_agent.learning.jobs import TrainReport
 from silo_agent.service import TRAINER, training_worker
 from tests.silo_agent.learning.sites import TRAINING, draw_silo, first_model, read, train_job
@@ -61,6 +63,30 @@ def test_every_process_but_the_first_draws_its_own_random_numbers() -> None:
     ]
     assert draws[0] == float(np.random.default_rng(5).random())
     assert len(set(draws)) == 3
+
+
+def test_the_last_words_are_those_of_the_process_that_failed_by_itself(tmp_path: Path) -> None:
+    """One raised and left its error as ``record`` does; one ended because the other was gone."""
+    left = tmp_path / "error.json"
+    words = {"message": "DatasetError: gone", "extraInfo": {"timestamp": "9999999999"}}
+    left.write_text(json.dumps({"message": words}))
+    followed = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file="")
+    raised = ProcessFailure(local_rank=1, pid=2, exitcode=1, error_file=str(left))
+    killed = ProcessFailure(local_rank=2, pid=3, exitcode=-9, error_file="")
+    failures = {0: followed, 1: raised}
+    told = last_words(ChildFailedError("module", failures), 3)
+    assert told == "training process 2 of 3 ended: DatasetError: gone"
+    told = last_words(ChildFailedError("module", {**failures, 2: killed}), 3)
+    assert told == "training process 3 of 3 ended: signal SIGKILL"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="processes = 2"), joined():
+        pass
 
 
 def _ranks(pid: int) -> dict[str, psutil.Process]:
