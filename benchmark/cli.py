@@ -1,13 +1,14 @@
 """The commands for whole federations on one machine."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from fedreid import launch
-from fedreid.console import print_json, print_table, run_program, say
+from fedreid.console import err, print_json, print_table, run_program, say
 from fedreid.errors import RunError
 
 app = typer.Typer(
@@ -144,6 +145,26 @@ def ranking(
         return
     columns, rows = table_of(timings)
     print_table(f"{size}, {width} wide, {threads} threads, {runs} runs", columns, rows)
+
+
+@app.command()
+def training(
+    model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet18",
+    images: Annotated[int, typer.Option(help="Images in an epoch.")] = 128,
+    batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Epochs of each loop; the median counts.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare our training's images/s with a plain PyTorch loop's, data loading included."""
+    launch.prepare()
+    from benchmark.training import measure_training, rows, trial_of
+
+    result = measure_training(trial_of(model, images, batch, threads, epochs), err.print)
+    if as_json:
+        print_json(asdict(result))
+        return
+    print_table(f"{model} at 256×128, batches of {batch}", ("measured", ""), rows(result))
 
 
 @app.command()

@@ -78,8 +78,13 @@ _STDERR_TAIL_BYTES = 4000
 class Worker:
     """The parent's side: one child, started at the first job, given one job at a time."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(
+        self, module: str, arguments: tuple[str, ...] = (), *, survives_refusal: bool = True
+    ) -> None:
+        """``survives_refusal``: whether a child whose job raised can take the next one."""
         self._module = module
+        self._arguments = arguments
+        self._survives_refusal = survives_refusal
         self._child: asyncio.subprocess.Process | None = None
         self._stderr = b""
         self._stderr_reader: asyncio.Task[None] | None = None
@@ -102,6 +107,8 @@ class Worker:
             try:
                 return await self._converse(child, job, returns, progress)
             except _ToldByChild as told:
+                if not self._survives_refusal:
+                    await self._end()
                 raise told.error from None
             except BaseException as error:
                 # Whatever is left of the conversation must not reach the next job.
@@ -141,6 +148,7 @@ class Worker:
                 sys.executable,
                 "-m",
                 self._module,
+                *self._arguments,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -213,8 +221,7 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
     Standard output belongs to the protocol: it is moved away first, so that a library that
     prints can't break a line.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the group; the parent decides
-    _die_with_parent()
+    as_child()
     lines = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
@@ -234,11 +241,12 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
             tell(_Finished(report=msgspec.Raw(msgspec.json.encode(report))))
 
 
-def _die_with_parent() -> None:
-    """Let the kernel end this process when its parent is killed, where the kernel can.
+def as_child() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is killed, where the kernel can.
 
     Otherwise a killed agent would leave its training running beside that of its next start.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -5,13 +5,14 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from fedreid.errors import PlanRefused
 from fedreid.limits import PLAN_BYTES
+from fedreid.recipes import with_recipe
 
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
@@ -21,6 +22,7 @@ Count = Annotated[int, Meta(ge=1)]
 Weighting = Literal["cosine", "samples", "uniform", "blend"]
 BatchNormPolicy = Literal["pooled", "local", "recalibrated", "reference"]
 Encoding = Literal["fp32", "bf16"]
+MixedPrecision = Literal["off", "bf16", "fp16"]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +36,8 @@ class BackbonePlan(Section, frozen=True, kw_only=True):
     """A torchvision model's name."""
     neck: Literal["paper", "bnneck"] = "paper"
     """``paper``: Linear, BatchNorm, Dropout to 512; ``bnneck``: BatchNorm on the pooled feature."""
+    last_stride: Literal[1, 2] = 2
+    """Of the trunk's last downsampling; 1 doubles height and width of its last feature map."""
     start: str = "random"
     """``random``, ``imagenet``, or the coordinator's path of a .safetensors or .pth state file."""
     height_px: Annotated[int, Meta(ge=32, le=1024)] = 256
@@ -45,28 +49,38 @@ class BackbonePlan(Section, frozen=True, kw_only=True):
 class TrainingPlan(Section, frozen=True, kw_only=True):
     """What each silo does in a round (reid-spec §2, §6)."""
 
-    recipe: Literal["paper"] = "paper"
-    """Cross entropy with SGD, as the paper trains."""
+    recipe: Literal["paper", "bot"] = "paper"
+    """Preset for keys left out: ``paper`` is the defaults, ``bot`` the bag of tricks."""
     epochs: Annotated[int, Meta(ge=1, le=100)] = 1
     """Passes over a silo's images in a round."""
     batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
     """Images in a step; a shorter last batch is used."""
+    images_per_identity: Annotated[int, Meta(ge=0, le=64)] = 0
+    """K of P×K batches, in which each of P identities has K images; 0 = a plain shuffle."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """SGD in Nesterov's form, or Adam."""
     learning_rate: Positive = 0.05
     """Of neck and classifier, before the schedule."""
     backbone_learning_rate: Positive = 0.005
     """Of the trunk, before the schedule; a random start wants about the neck's."""
     momentum: Fraction = 0.9
-    """Of SGD, Nesterov's form."""
+    """Of SGD; Adam has its usual 0.9 and 0.999."""
     weight_decay: NonNegative = 5e-4
     """L2 penalty on all weights."""
     dropout: Fraction = 0.5
     """Of the ``paper`` neck."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread over the other identities."""
+    triplet_margin: NonNegative = 0.0
+    """Of a batch-hard triplet loss on the pooled feature, beside cross entropy; 0 = none."""
+    padding_px: Annotated[int, Meta(ge=0, le=64)] = 10
+    """Black border from which a training crop is cut; 10 suits 256×128."""
     random_erasing: Fraction = 0.0
     """Probability that a rectangle of a training image is erased."""
     proximal: NonNegative = 0.0
     """FedProx's mu: the loss gains (mu/2)·‖w − w_t‖²."""
+    mixed_precision: MixedPrecision = "off"
+    """Number format of training's forward pass; ``fp16`` needs a GPU."""
     schedule: Literal["constant", "step", "warmup_cosine"] = "constant"
     """The learning rate as a function of published models."""
     steps: tuple[int, ...] = ()
@@ -82,6 +96,13 @@ class TrainingPlan(Section, frozen=True, kw_only=True):
     dropout, or one newly shuffled batch with dropout on, as the reference does."""
     probe_batches: Annotated[int, Meta(ge=1, le=64)] = 4
     """Batches in the fixed probe."""
+
+    def __post_init__(self) -> None:
+        if 2 * self.images_per_identity > self.batch_size:
+            raise ValueError(
+                f"images_per_identity {self.images_per_identity} needs a batch_size of "
+                f"{2 * self.images_per_identity} or more, for two identities in a batch"
+            )
 
 
 class AggregationPlan(Section, frozen=True, kw_only=True):
@@ -218,22 +239,12 @@ def parse_toml(text: str, kind: type[SectionT], *, what: str) -> SectionT:
     Raises:
         PlanRefused: no TOML, an unknown key (with the nearest known one), or a value out of range.
     """
-    if len(text.encode()) > PLAN_BYTES:
-        raise PlanRefused(f"The {what} is larger than {PLAN_BYTES} bytes")
-    try:
-        tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise PlanRefused(f"The {what} is no TOML: {error}") from error
-    _refuse_infinities(tree, what)
-    try:
-        return msgspec.convert(tree, kind)
-    except msgspec.ValidationError as error:
-        raise _explained(error, kind, what) from error
+    return _converted(_read_tree(text, what), kind, what)
 
 
 def parse_plan(text: str) -> Plan:
-    """The plan in a TOML text; see :func:`parse_toml` for errors."""
-    return parse_toml(text, Plan, what="plan")
+    """The plan in a TOML text, its recipe filled in; see :func:`parse_toml` for errors."""
+    return _converted(with_recipe(_read_tree(text, "plan")), Plan, "plan")
 
 
 def load_plan(path: Path) -> Plan:
@@ -262,6 +273,24 @@ def learning_rate_factor(training: TrainingPlan, *, published: int, rounds: int)
         progress = (published - training.warmup_rounds) / span
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     return 1.0
+
+
+def _read_tree(text: str, what: str) -> dict[str, Any]:
+    if len(text.encode()) > PLAN_BYTES:
+        raise PlanRefused(f"The {what} is larger than {PLAN_BYTES} bytes")
+    try:
+        tree = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise PlanRefused(f"The {what} is no TOML: {error}") from error
+    _refuse_infinities(tree, what)
+    return tree
+
+
+def _converted(tree: dict[str, Any], kind: type[SectionT], what: str) -> SectionT:
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        raise _explained(error, kind, what) from error
 
 
 def _refuse_infinities(tree: object, what: str) -> None:

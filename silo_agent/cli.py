@@ -53,6 +53,8 @@ def join(
 ) -> None:
     """Join a federation and take part in its rounds until told to stop."""
     launch.prepare()
+    from msgspec.structs import replace
+
     from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
     from silo_agent.service import run
 
@@ -60,13 +62,10 @@ def join(
     folders = Folders(data.resolve())
     if not _enrolled(folders):
         _enrol(folders, token_file, coordinator)
-    before = load_config(folders) if folders.config.exists() else None
-    config = AgentConfig(
-        coordinator=coordinator,
-        dataset=str(dataset.resolve()),
-        layout=layout,
-        **({} if before is None else {"policy": before.policy}),
-    )
+    config = AgentConfig(coordinator=coordinator, dataset=str(dataset.resolve()), layout=layout)
+    if folders.config.exists():  # policy and processes stay as the operator has set them
+        before = load_config(folders)
+        config = replace(config, policy=before.policy, processes=before.processes)
     save_config(folders, config)
     membership = load_membership(folders)
     say(f"this is the silo {membership.silo} of the federation {membership.federation}")

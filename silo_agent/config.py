@@ -11,9 +11,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import tomli_w
+from msgspec import Meta
 
 from fedreid.errors import ConfigRefused, IdentityMissing, PlanRefused, StorageError
 from fedreid.files import make_folder, write_bytes
@@ -37,6 +39,8 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     """HOST:PORT."""
     dataset: str
     layout: str = "auto"
+    processes: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Training processes, started by torchrun; one for each GPU of the machine."""
     policy: Policy = Policy()
 
 

@@ -136,6 +136,8 @@ class Participant:
             report = await self._worker.run(
                 self._train_job(task, base, out), TrainReport, self._note_progress
             )
+        for note in report.notes:
+            self._tell(f"round {task.round}: this silo {note}")
         finished = FinishedRound.of(
             task,
             report,

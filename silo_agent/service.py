@@ -16,6 +16,7 @@ from silo_agent.rounds import Participant
 from silo_agent.trust.channel import connected, pauses_s
 
 TRAINER = "silo_agent.learning.worker"
+_GROUP = "silo_agent.learning.group"
 _LONG_ENOUGH_S = 60.0
 """A connection that lasted this long starts the pauses between attempts anew."""
 
@@ -41,10 +42,11 @@ async def _run_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    worker = Worker(trainer)
+    config = load_config(folders)
+    worker = training_worker(trainer, config.processes)
     participant = Participant(
         folders=folders,
-        config=load_config(folders),
+        config=config,
         membership=load_membership(folders),
         worker=worker,
         say=say,
@@ -61,6 +63,13 @@ async def _run_until_signal(
             task.cancel()
         await asyncio.gather(taking_part, stopped, return_exceptions=True)
         await worker.close()
+
+
+def training_worker(trainer: str, processes: int) -> Worker:
+    """The training process, or the group of them that torchrun starts."""
+    if processes == 1:
+        return Worker(trainer)
+    return Worker(_GROUP, (str(processes), trainer), survives_refusal=False)
 
 
 async def _take_part_for_ever(

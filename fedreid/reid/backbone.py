@@ -3,7 +3,7 @@
 A torchvision model without its classifier, a global average pool and an embedding neck
 (reid-spec §1). Trunk and neck are the whole shared state; classifiers live at the silos.
 
-Letters: N images, C channels, H height, W width, D feature width.
+Letters: N images, C channels, H height, W width, P pooled width, D feature width.
 """
 
 import difflib
@@ -22,6 +22,9 @@ from fedreid.wire.tensors import FloatArray
 NECK_WIDTH = 512
 """Feature width of the ``paper`` neck (MM'20)."""
 
+_PROBED_PX = (256, 128)
+"""Size at which a trunk's maps are told apart by theirs."""
+
 
 class ReIDBackbone(nn.Module):
     """Images to features: trunk, global average pool, neck."""
@@ -35,8 +38,13 @@ class ReIDBackbone(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """features_ND."""
-        features_ND: Tensor = self.neck(self.trunk(images_NCHW).flatten(1))
-        return features_ND
+        return self.with_pooled(images_NCHW)[0]
+
+    def with_pooled(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """features_ND, and pooled_NP before the neck."""
+        pooled_NP: Tensor = self.trunk(images_NCHW).flatten(1)
+        features_ND: Tensor = self.neck(pooled_NP)
+        return features_ND, pooled_NP
 
 
 class _Pool(nn.Module):
@@ -85,9 +93,12 @@ def build_backbone(plan: BackbonePlan, *, dropout: float = 0.5) -> ReIDBackbone:
     it is what tensor cores want; values and names do not change.
 
     Raises:
-        UsageError: torchvision has no such model, or it gives no flat feature.
+        UsageError: torchvision has no such model, it gives no flat feature, or its last stride
+            can't be 1.
     """
     trunk = _headless(plan.name)
+    if plan.last_stride == 1:
+        _keep_last_size(trunk, plan.name)
     pooled_width = _width_of(trunk, plan)
     if plan.neck == "bnneck":
         backbone = ReIDBackbone(plan, trunk, _BottleneckNeck(pooled_width), pooled_width)
@@ -112,6 +123,39 @@ def _headless(name: str) -> nn.Module:
     if hasattr(trunk, "avgpool"):
         trunk.avgpool = nn.AdaptiveAvgPool2d(1)
     return trunk
+
+
+def _keep_last_size(trunk: nn.Module, name: str) -> None:
+    """Give the last downsampling stride 1; weights and names do not change.
+
+    It is found by what it does: the convolutions of a stride that put out maps of the smallest
+    size. (Those that see one pixel weigh channels; they are no part of the way of the image.)
+    """
+    rows: dict[nn.Conv2d, int] = {}
+
+    def note(layer: nn.Module, _: object, maps: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        if maps.shape[2:].numel() > 1:
+            rows[layer] = int(maps.shape[2])
+
+    layers = [layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    trunk.eval()  # so that the pass leaves the running statistics as they are
+    with torch.no_grad():
+        trunk(torch.zeros(1, 3, *_PROBED_PX))
+    trunk.train()
+    for hook in hooks:
+        hook.remove()
+    smallest = min(rows.values())
+    last = [layer for layer in rows if rows[layer] == smallest and max(layer.stride) > 1]
+    if not last:
+        raise UsageError(
+            f"The backbone {name!r} can't have last_stride = 1",
+            why="its last downsampling is no convolution",
+            next_step="Set backbone.last_stride = 2 in the plan, or choose a ResNet.",
+        )
+    for layer in last:
+        layer.stride = (1, 1)
 
 
 def _width_of(trunk: nn.Module, plan: BackbonePlan) -> int:

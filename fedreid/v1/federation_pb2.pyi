@@ -230,6 +230,7 @@ class BackboneSpec(_message.Message):
     NECK_FIELD_NUMBER: _builtins.int
     HEIGHT_PX_FIELD_NUMBER: _builtins.int
     WIDTH_PX_FIELD_NUMBER: _builtins.int
+    LAST_STRIDE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A torchvision model's name."""
     neck: _builtins.str
@@ -238,6 +239,8 @@ class BackboneSpec(_message.Message):
     """Height of the input in pixels."""
     width_px: _builtins.int
     """Width of the input in pixels."""
+    last_stride: _builtins.int
+    """Stride of the trunk's last downsampling: 1 or 2."""
     def __init__(
         self,
         *,
@@ -245,10 +248,11 @@ class BackboneSpec(_message.Message):
         neck: _builtins.str = ...,
         height_px: _builtins.int = ...,
         width_px: _builtins.int = ...,
+        last_stride: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height_px", b"height_px", "name", b"name", "neck", b"neck", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height_px", b"height_px", "last_stride", b"last_stride", "name", b"name", "neck", b"neck", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,9 +277,14 @@ class TrainingSpec(_message.Message):
     PROXIMAL_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     PROBE_BATCHES_FIELD_NUMBER: _builtins.int
+    OPTIMISER_FIELD_NUMBER: _builtins.int
+    IMAGES_PER_IDENTITY_FIELD_NUMBER: _builtins.int
+    TRIPLET_MARGIN_FIELD_NUMBER: _builtins.int
+    PADDING_PX_FIELD_NUMBER: _builtins.int
+    MIXED_PRECISION_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     recipe: _builtins.str
-    """Name of the recipe: "paper"."""
+    """Name of the recipe that the other values come from, for people to read: "paper" or "bot"."""
     epochs: _builtins.int
     """Passes over the silo's images."""
     batch_size: _builtins.int
@@ -285,7 +294,7 @@ class TrainingSpec(_message.Message):
     backbone_learning_rate: _builtins.float
     """Of the backbone, before learning_rate_factor."""
     momentum: _builtins.float
-    """Nesterov momentum of SGD."""
+    """Momentum of SGD, in Nesterov's form."""
     weight_decay: _builtins.float
     """L2 penalty."""
     dropout: _builtins.float
@@ -300,6 +309,16 @@ class TrainingSpec(_message.Message):
     """CPU threads; 0 = the silo's choice."""
     probe_batches: _builtins.int
     """Batches in the fixed probe of the cosine distance."""
+    optimiser: _builtins.str
+    """"sgd" or "adam"."""
+    images_per_identity: _builtins.int
+    """Images of each identity in a batch; 0 = a plain shuffle."""
+    triplet_margin: _builtins.float
+    """Margin of the batch-hard triplet loss on the pooled feature; 0 = none."""
+    padding_px: _builtins.int
+    """Border from which a training crop is cut."""
+    mixed_precision: _builtins.str
+    """Number format of the forward pass: "off", "bf16" or "fp16"."""
     probe: _builtins.str
     """What the cosine distance is measured on: "fixed" or "reference"."""
     def __init__(
@@ -318,11 +337,16 @@ class TrainingSpec(_message.Message):
         proximal: _builtins.float = ...,
         threads: _builtins.int = ...,
         probe_batches: _builtins.int = ...,
+        optimiser: _builtins.str = ...,
+        images_per_identity: _builtins.int = ...,
+        triplet_margin: _builtins.float = ...,
+        padding_px: _builtins.int = ...,
+        mixed_precision: _builtins.str = ...,
         probe: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone_learning_rate", b"backbone_learning_rate", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "momentum", b"momentum", "probe", b"probe", "probe_batches", b"probe_batches", "proximal", b"proximal", "random_erasing", b"random_erasing", "recipe", b"recipe", "threads", b"threads", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone_learning_rate", b"backbone_learning_rate", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "images_per_identity", b"images_per_identity", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "mixed_precision", b"mixed_precision", "momentum", b"momentum", "optimiser", b"optimiser", "padding_px", b"padding_px", "probe", b"probe", "probe_batches", b"probe_batches", "proximal", b"proximal", "random_erasing", b"random_erasing", "recipe", b"recipe", "threads", b"threads", "triplet_margin", b"triplet_margin", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -202,6 +202,7 @@ def _backbone_to_wire(backbone: BackbonePlan) -> pb.BackboneSpec:
         neck=backbone.neck,
         height_px=backbone.height_px,
         width_px=backbone.width_px,
+        last_stride=backbone.last_stride,
     )
 
 

@@ -92,6 +92,7 @@ def _silo_data(dataset: Dataset, backbone: BackbonePlan) -> SiloData:
         train=TrainingImages(
             images=ImageStore([record.path for record in dataset.train], **size),
             labels=np.array([row_of[record.pid] for record in dataset.train], dtype=np.int64),
+            camids=np.array([record.camid for record in dataset.train], dtype=np.int64),
         ),
         test=QueryGallery.of(dataset, **size),
     )

@@ -76,6 +76,8 @@ class TrainReport(Report, frozen=True, kw_only=True):
     num_steps: int
     """Optimiser steps of the federated training; the standalone baseline's are not counted."""
     evaluations: tuple[EvaluationResult, ...]
+    notes: tuple[str, ...] = ()
+    """What of the recipe this silo could not follow, and why."""
 
     def numbers(self) -> UpdateReport:
         """What of it goes with the update."""

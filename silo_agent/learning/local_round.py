@@ -20,6 +20,7 @@ from fedreid.reid.backbone import load_backbone, shared_tensors
 from fedreid.reid.measuring import measure
 from fedreid.seeds import derive_seed
 from fedreid.wire.tensors import FloatArray, batch_norm_names, load_tensors, save_tensors
+from silo_agent.learning.group import ALONE, Group
 from silo_agent.learning.holding import SiloData
 from silo_agent.learning.jobs import TrainJob, TrainReport
 from silo_agent.learning.sampling import IndexArray
@@ -48,6 +49,7 @@ class LocalRound:
     data: SiloData
     device: torch.device
     tell: ProgressSink
+    group: Group = ALONE
 
     def run(self) -> TrainReport:
         """Do the job; its outputs are complete when this returns.
@@ -73,6 +75,7 @@ class LocalRound:
             train_loss=trained.loss,
             num_steps=trained.num_steps,
             evaluations=tuple(evaluations),
+            notes=trained.notes,
         )
 
     def _probe(self) -> IndexArray:
@@ -119,6 +122,7 @@ class LocalRound:
             learning_rate_factor=self.job.learning_rate_factor,
             seed=self._seed("round", self.job.round, phase),
             device=self.device,
+            group=self.group,
             tell=lambda done, total, loss: self.tell(
                 Progress(phase=phase, done=done, total=total, loss=loss)
             ),

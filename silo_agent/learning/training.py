@@ -1,10 +1,11 @@
-"""How does a silo train for one round? Some epochs of SGD on its own images (reid-spec §2).
+"""How does a silo train for one round? Some epochs on its own images (reid-spec §2, §6).
 
-Letters: N images of a batch, C identities of the silo, D feature width.
+Letters: N images of a batch, C identities of the silo, D feature width, P width before the neck.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,19 @@ from fedreid.errors import JobFailed
 from fedreid.plan import TrainingPlan
 from fedreid.reid.backbone import ReIDBackbone
 from fedreid.reid.transforms import ImageStore, augment
-from silo_agent.learning.losses import classification_loss, proximal_loss
-from silo_agent.learning.sampling import IndexArray, epoch_batches
+from silo_agent.learning.bearing import bearable
+from silo_agent.learning.group import ALONE, Group
+from silo_agent.learning.losses import (
+    batch_hard_triplet_loss,
+    classification_loss,
+    proximal_loss,
+)
+from silo_agent.learning.sampling import IndexArray, epoch_batches, identity_batches
 
 Told = Callable[[int, int, float], None]
 """Hears steps done, steps in all, and the mean loss so far."""
+
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +40,27 @@ class Learner:
 
     def logits(self, images_NCHW: Tensor) -> Tensor:
         """logits_NC."""
-        logits_NC: Tensor = self.classifier(self.backbone(images_NCHW))
-        return logits_NC
+        return self.logits_and_pooled(images_NCHW)[0]
+
+    def logits_and_pooled(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """logits_NC of the neck's output, and pooled_NP before the neck."""
+        features_ND, pooled_NP = self.backbone.with_pooled(images_NCHW)
+        logits_NC: Tensor = self.classifier(features_ND)
+        return logits_NC, pooled_NP
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned."""
+        every = [*self.backbone.parameters(), *self.classifier.parameters()]
+        return [parameter for parameter in every if parameter.requires_grad]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingImages:
-    """What is trained on: images, and the classifier's row for each."""
+    """What is trained on: images, and the classifier's row and the camera of each."""
 
     images: ImageStore
     labels: IndexArray
+    camids: IndexArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +70,8 @@ class Trained:
     loss: float
     """Mean over all images seen."""
     num_steps: int
+    notes: tuple[str, ...]
+    """What of the recipe this silo could not follow, and why."""
 
 
 def train(
@@ -61,6 +83,7 @@ def train(
     seed: int,
     device: torch.device,
     tell: Told,
+    group: Group = ALONE,
 ) -> Trained:
     """Train in place for the plan's epochs.
 
@@ -71,29 +94,63 @@ def train(
         DatasetError: an image can't be read.
         JobFailed: the loss is not finite.
     """
+    plan, notes = bearable(plan, data.labels, data.camids, device)
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    optimiser = _optimiser(learner, plan, learning_rate_factor)
-    base = [p.detach().clone() for p in learner.backbone.parameters()] if plan.proximal else []
-    epochs = [epoch_batches(len(data.images), plan.batch_size, random) for _ in range(plan.epochs)]
-    batches = [indices_N for epoch in epochs for indices_N in epoch]
+    batches = [batch_N for _ in range(plan.epochs) for batch_N in _epoch(data, plan, random)]
+    random = group.own_random(random, seed)
+    steps = _Steps.of(learner, plan, learning_rate_factor, device, group)
     learner.backbone.train()
     learner.classifier.train()
     loss_sum, seen = 0.0, 0
-    for step, indices_N in enumerate(batches, start=1):
-        images_NCHW = augment(
-            data.images.batch(indices_N), random, erasing=plan.random_erasing, device=device
-        )
-        labels_N = torch.from_numpy(data.labels[indices_N]).to(device)
-        loss = _step(learner, images_NCHW, labels_N, optimiser, plan, base)
-        loss_sum += loss * len(indices_N)
-        seen += len(indices_N)
+    shares = [group.share(batch_N) for batch_N in batches]
+    ready = _prepared(shares, data, plan, random, device)
+    for step, (batch_N, (images_NCHW, labels_N)) in enumerate(zip(batches, ready, strict=True), 1):
+        loss = steps.take(images_NCHW, labels_N, weight=len(labels_N) / len(batch_N))
+        loss_sum += loss * len(batch_N)
+        seen += len(batch_N)
         tell(step, len(batches), loss_sum / seen)
-    return Trained(loss=loss_sum / seen, num_steps=len(batches))
+    group.settle(learner.backbone)
+    return Trained(loss=loss_sum / seen, num_steps=len(batches), notes=notes)
 
 
-def _optimiser(learner: Learner, plan: TrainingPlan, factor: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum and a slower rate for the trunk (MM'20 §4)."""
+def _epoch(
+    data: TrainingImages, plan: TrainingPlan, random: np.random.Generator
+) -> list[IndexArray]:
+    if plan.images_per_identity:
+        return identity_batches(data.labels, plan.batch_size, plan.images_per_identity, random)
+    return epoch_batches(len(data.images), plan.batch_size, random)
+
+
+def _prepared(
+    batches: Sequence[IndexArray],
+    data: TrainingImages,
+    plan: TrainingPlan,
+    random: np.random.Generator,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of each batch; the next is made while the last is learned."""
+
+    def make(indices_N: IndexArray) -> tuple[Tensor, Tensor]:
+        images_NCHW = augment(
+            data.images.batch(indices_N),
+            random,
+            padding_px=plan.padding_px,
+            erasing=plan.random_erasing,
+            device=device,
+        )
+        return images_NCHW, torch.from_numpy(data.labels[indices_N]).to(device)
+
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(make, batches[0])
+        for indices_N in batches[1:]:
+            ready, coming = coming, maker.submit(make, indices_N)
+            yield ready.result()
+        yield coming.result()
+
+
+def _optimiser(learner: Learner, plan: TrainingPlan, factor: float) -> torch.optim.Optimizer:
+    """A slower rate for the trunk than for neck and classifier (MM'20 §4), if the plan says so."""
     new = [*learner.backbone.neck.parameters(), *learner.classifier.parameters()]
     groups = [
         {
@@ -102,6 +159,8 @@ def _optimiser(learner: Learner, plan: TrainingPlan, factor: float) -> torch.opt
         },
         {"params": [p for p in new if p.requires_grad], "lr": plan.learning_rate * factor},
     ]
+    if plan.optimiser == "adam":
+        return torch.optim.Adam(groups, weight_decay=plan.weight_decay)
     return torch.optim.SGD(
         groups,
         momentum=plan.momentum,
@@ -110,25 +169,83 @@ def _optimiser(learner: Learner, plan: TrainingPlan, factor: float) -> torch.opt
     )
 
 
-def _step(
-    learner: Learner,
-    images_NCHW: Tensor,
-    labels_N: Tensor,
-    optimiser: torch.optim.SGD,
-    plan: TrainingPlan,
-    base: list[Tensor],
-) -> float:
-    logits_NC = learner.logits(images_NCHW)
-    loss = classification_loss(logits_NC, labels_N, smoothing=plan.label_smoothing)
-    if base:
-        loss = loss + proximal_loss(list(learner.backbone.parameters()), base, mu=plan.proximal)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise diverged("the loss")
-    return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steps:
+    """What every step of a round needs."""
+
+    learner: Learner
+    plan: TrainingPlan
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    base: tuple[Tensor, ...]
+    """The backbone's parameters before the round; empty without a proximal term."""
+    device: torch.device
+    group: Group
+
+    @classmethod
+    def of(
+        cls,
+        learner: Learner,
+        plan: TrainingPlan,
+        factor: float,
+        device: torch.device,
+        group: Group,
+    ) -> "_Steps":
+        scaled = plan.mixed_precision == "fp16"  # bf16 has the range of fp32
+        base = learner.backbone.parameters() if plan.proximal else ()
+        return cls(
+            learner=learner,
+            plan=plan,
+            optimiser=_optimiser(learner, plan, factor),
+            scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+            base=tuple(parameter.detach().clone() for parameter in base),
+            device=device,
+            group=group,
+        )
+
+    def take(self, images_NCHW: Tensor, labels_N: Tensor, *, weight: float) -> float:
+        """One step; ``weight`` is this process's share of the batch. The whole batch's loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        if len(labels_N):
+            loss = self._loss(images_NCHW, labels_N)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        self._agree(loss, weight)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise diverged("the loss")
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return value
+
+    def _loss(self, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+        plan = self.plan
+        with torch.autocast(
+            self.device.type,
+            dtype=_FORMATS.get(plan.mixed_precision),
+            enabled=plan.mixed_precision != "off",
+        ):
+            logits_NC, pooled_NP = self.learner.logits_and_pooled(images_NCHW)
+        loss = classification_loss(logits_NC.float(), labels_N, smoothing=plan.label_smoothing)
+        if plan.triplet_margin:
+            loss = loss + batch_hard_triplet_loss(
+                pooled_NP.float(), labels_N, margin=plan.triplet_margin
+            )
+        if self.base:
+            weights = list(self.learner.backbone.parameters())
+            loss = loss + proximal_loss(weights, self.base, mu=plan.proximal)
+        return loss
+
+    def _agree(self, loss: Tensor, weight: float) -> None:
+        """Give all processes the gradients and the loss of the whole batch."""
+        if self.group.size == 1:
+            return
+        for parameter in self.learner.parameters():
+            if parameter.grad is None:  # a process without a share
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        self.group.average([*gradients, loss], weight)
 
 
 def diverged(what: str) -> JobFailed:

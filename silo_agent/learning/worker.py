@@ -1,14 +1,18 @@
 """How does the agent's training process answer jobs? ``python -m silo_agent.learning.worker``."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
+from torch.distributed.elastic.multiprocessing.errors import record
 
-from fedreid.jobs import Progress, ProgressSink, serve
+from fedreid.jobs import Progress, ProgressSink, as_child, serve
 from fedreid.reid.backbone import load_backbone
 from fedreid.reid.measuring import measure
 from fedreid.wire.tensors import load_tensors
+from silo_agent.learning.group import ALONE, Group, joined
 from silo_agent.learning.holding import Holding
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, TrainJob, TrainReport
 from silo_agent.learning.local_round import LocalRound, own_batch_norm
@@ -17,16 +21,27 @@ from silo_agent.learning.local_round import LocalRound, own_batch_norm
 class SiloWorker:
     """The handlers of both jobs, and the images they share."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group = ALONE) -> None:
+        self._group = group
         self._holding = Holding()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = group.device()
         self._default_threads = torch.get_num_threads()
 
     def train(self, job: TrainJob, tell: ProgressSink) -> TrainReport:
         """One round; see :class:`silo_agent.learning.local_round.LocalRound`."""
+        if self._group.leads:
+            self._group.hand_out(job)
         self._use_threads(job.training.threads)
         data = self._holding.get(job.silo, job.backbone)
-        return LocalRound(job=job, data=data, device=self._device, tell=tell).run()
+        return LocalRound(
+            job=job, data=data, device=self._device, tell=tell, group=self._group
+        ).run()
+
+    def follow(self) -> None:
+        """Train with the leader, job after job; what comes out is the leader's to keep."""
+        for job in self._group.jobs():
+            with tempfile.TemporaryDirectory() as out:
+                self.train(replace(job, out=out, evaluate=()), lambda progress: None)
 
     def evaluate(self, job: EvaluateJob, tell: ProgressSink) -> EvaluateReport:
         """Measure one published model; no result where no query has a match."""
@@ -55,11 +70,18 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and slow
 
 
+@record
 def main() -> None:
-    """Serve jobs until standard input is closed."""
+    """Serve jobs until standard input is closed; in a group, one process speaks for all."""
     make_deterministic()
-    worker = SiloWorker()
-    serve({TrainJob: worker.train, EvaluateJob: worker.evaluate})
+    with joined() as group:
+        worker = SiloWorker(group)
+        if not group.leads:
+            as_child()
+            worker.follow()
+            return
+        serve({TrainJob: worker.train, EvaluateJob: worker.evaluate})
+        group.hand_out(None)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,21 @@ def test_a_refusal_keeps_its_type_and_words_and_the_child_lives_on(kind: str) ->
     told(story)
 
 
+def test_a_child_that_does_not_survive_a_refusal_is_ended_before_it_is_told() -> None:
+    async def story() -> None:
+        worker = Worker(MODULE, survives_refusal=False)
+        try:
+            pid = await adds_up(worker)
+            with pytest.raises(errors.DatasetError):
+                await worker.run(Refuse(kind="DatasetError"), Sum, deaf)
+            assert not Path(f"/proc/{pid}").exists()
+            assert await adds_up(worker) != pid
+        finally:
+            await worker.close()
+
+    asyncio.run(story())
+
+
 def test_a_child_that_crashes_fails_the_job_with_its_last_words() -> None:
     async def story(worker: Worker) -> None:
         with pytest.raises(JobFailed, match="exit code 1") as failed:

@@ -197,3 +197,9 @@ def test_a_factor_is_a_finite_share_and_the_first_rounds_is_not_zero(
     assert math.isfinite(factor)
     assert 0.0 <= factor <= 1.0
     assert learning_rate_factor(training, published=0, rounds=rounds) > 0
+
+
+def test_a_size_of_groups_that_leaves_one_identity_in_a_batch_is_refused() -> None:
+    lines = "[training]\nbatch_size = 7\nimages_per_identity = "
+    assert "batch_size of 8" in refusal(MINIMAL + lines + "4")
+    assert parse_plan(MINIMAL + lines + "3").training.images_per_identity == 3

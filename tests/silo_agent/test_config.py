@@ -20,6 +20,7 @@ CONFIG = AgentConfig(
     coordinator="coordinator.example:443",
     dataset="/data/images",
     layout="market1501",
+    processes=4,
     policy=Policy(batchnorm_statistics=False, minimum_images=100),
 )
 MINIMAL = 'coordinator = "a:1"\ndataset = "/d"\n'
@@ -79,6 +80,7 @@ def test_a_misspelt_setting_is_refused_and_not_ignored(
         MINIMAL + "[policy]\nminimum_images = 'many'",
         MINIMAL + "[policy]\nbatchnorm_statistics = 0",
         MINIMAL + "policy = true",
+        MINIMAL + "processes = 0",
         "no toml",
     ],
 )

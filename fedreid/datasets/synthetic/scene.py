@@ -173,6 +173,8 @@ def occlude(image_HW3: Floats, camera: Camera, rng: np.random.Generator) -> None
         )
         columns = slice(0, reach) if rng.random() < 0.5 else slice(width - reach, width)
         area = (slice(top, height), columns)
-    grain = camera.texture_HW[: area[0].stop - area[0].start, : image_HW3[area].shape[1]]
+    down, across = image_HW3[area].shape[:2]
+    grain = camera.texture_HW.take(range(down), axis=0, mode="wrap")
+    grain = grain.take(range(across), axis=1, mode="wrap")  # the texture is periodic
     shade = np.linspace(1.1, 0.75, image_HW3[area].shape[1])
     image_HW3[area] = (colour_3 * shade[:, None]) * (1.0 + 0.12 * grain[:, :, None])

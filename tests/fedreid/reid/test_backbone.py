@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from fedreid.errors import UsageError
@@ -165,3 +166,41 @@ def test_imagenet_without_internet_says_what_to_do(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(UsageError, match=r"Give the coordinator internet access"):
         started("imagenet")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
+def test_a_last_stride_of_one_doubles_the_last_map_and_keeps_every_tensor(name: str) -> None:
+    plan = BackbonePlan(name=name, height_px=128, width_px=64)
+    usual, finer = build_backbone(plan), build_backbone(replace(plan, last_stride=1))
+    shapes = {tensor: values.shape for tensor, values in shared_tensors(usual).items()}
+    assert shapes == {tensor: values.shape for tensor, values in shared_tensors(finer).items()}
+    assert [_last_map(usual), _last_map(finer)] == [(4, 2), (8, 4)]
+
+
+def _last_map(backbone: ReIDBackbone) -> tuple[int, int]:
+    """Height and width of what is pooled, for the size of its plan."""
+    sizes: list[torch.Size] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, maps: sizes.append(maps.shape[2:]))
+        for layer in backbone.trunk.modules()
+        if isinstance(layer, torch.nn.BatchNorm2d)
+    ]
+    backbone.eval()(torch.zeros(1, 3, backbone.plan.height_px, backbone.plan.width_px))
+    for hook in hooks:
+        hook.remove()
+    return sizes[-1][0], sizes[-1][1]
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "densenet121"])
+def test_a_trunk_whose_last_downsampling_is_pooling_refuses_a_last_stride_of_one(name: str) -> None:
+    with pytest.raises(UsageError, match="last_stride = 2"):
+        build_backbone(BackbonePlan(name=name, last_stride=1))
+
+
+def test_the_pooled_feature_is_what_the_neck_sees() -> None:
+    backbone = started(neck="bnneck").eval()
+    images = torch.rand(2, 3, 64, 32)
+    features_ND, pooled_NP = backbone.with_pooled(images)
+    assert torch.equal(features_ND, backbone(images))
+    assert torch.equal(features_ND, backbone.neck(pooled_NP))
+    assert float(pooled_NP.detach().min()) >= 0.0  # after a ReLU, before the neck

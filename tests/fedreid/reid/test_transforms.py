@@ -8,7 +8,6 @@ from PIL import Image
 from fedreid.errors import DatasetError
 from fedreid.reid.transforms import (
     MEAN_C,
-    PADDING_PX,
     STD_C,
     ByteArray,
     ImageStore,
@@ -70,16 +69,17 @@ def test_normalisation_is_imagenets() -> None:
     np.testing.assert_allclose(normalise(pixels).numpy(), expected, atol=1e-5)
 
 
-def test_every_training_crop_is_a_shift_or_flip_of_the_padded_image() -> None:
+@pytest.mark.parametrize("padding_px", [0, 3, 10])
+def test_every_training_crop_is_a_shift_or_flip_of_the_padded_image(padding_px: int) -> None:
     pixels = some_pixels()
-    made = augment(pixels.copy(), np.random.default_rng(2))
-    pad = ((0, 0), (PADDING_PX, PADDING_PX), (PADDING_PX, PADDING_PX))
+    made = augment(pixels.copy(), np.random.default_rng(2), padding_px=padding_px)
+    pad = ((0, 0), (padding_px, padding_px), (padding_px, padding_px))
     for image, crop in zip(pixels, made, strict=True):
         padded = np.pad(image, pad)
         crops = (
             view
-            for top in range(2 * PADDING_PX + 1)
-            for left in range(2 * PADDING_PX + 1)
+            for top in range(2 * padding_px + 1)
+            for left in range(2 * padding_px + 1)
             for shift in [padded[:, top : top + 32, left : left + 16]]
             for view in (shift, shift[..., ::-1])
         )

@@ -221,6 +221,17 @@ def test_a_silo_of_few_images_trains(tmp_path: Path, base: Path, training: Train
     assert (report.num_images, report.num_identities) == (2, 1)
 
 
+def test_what_of_the_recipe_a_silo_leaves_out_is_told(tmp_path: Path, base: Path) -> None:
+    silo, worker = draw_silo(tmp_path / "few", per_camera=1), SiloWorker()
+    triplets = replace(TRAINING, triplet_margin=0.3, images_per_identity=2)
+    report = worker.train(train_job(silo, base, tmp_path / "one", training=triplets), quiet)
+    assert report.notes == ()
+    for path in (silo / "bounding_box_train").glob("*_c2*"):
+        path.unlink()
+    report = worker.train(train_job(silo, base, tmp_path / "two", training=triplets), quiet)
+    assert ["single image" in note for note in report.notes] == [True]
+
+
 def test_a_dataset_gone_between_rounds_is_told(tmp_path: Path, silo: Path, base: Path) -> None:
     worker = SiloWorker()
     worker.train(train_job(silo, base, tmp_path / "one"), quiet)

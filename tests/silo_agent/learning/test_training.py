@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from fedreid.errors import JobFailed
 from fedreid.plan import BackbonePlan, TrainingPlan
 from fedreid.reid.backbone import build_backbone, initialise, shared_tensors
-from fedreid.reid.transforms import ImageStore
+from fedreid.reid.transforms import ImageStore, normalise
 from fedreid.wire.tensors import FloatArray
 from silo_agent.learning.state import build_classifier
 from silo_agent.learning.training import Learner, TrainingImages, _optimiser, train
@@ -28,7 +28,11 @@ def learner(plan: BackbonePlan = TINY, *, dropout: float = 0.5) -> Learner:
 def data(tmp_path: Path) -> TrainingImages:
     paths = sorted((draw_silo(tmp_path) / "bounding_box_train").iterdir())
     labels = np.array([int(path.name[:4]) - 1 for path in paths])
-    return TrainingImages(images=ImageStore(paths, height_px=32, width_px=16), labels=labels)
+    return TrainingImages(
+        images=ImageStore(paths, height_px=32, width_px=16),
+        labels=labels,
+        camids=np.array([int(path.name[6]) for path in paths]),
+    )
 
 
 def trained(
@@ -132,3 +136,92 @@ def test_divergence_stops_the_job(data: TrainingImages) -> None:
     plan = replace(TRAINING, learning_rate=1e30, backbone_learning_rate=1e30, epochs=3)
     with pytest.raises(JobFailed, match="diverged"):
         trained(data, plan)
+
+
+BOT = replace(
+    TRAINING,
+    recipe="bot",
+    optimiser="adam",
+    batch_size=12,
+    images_per_identity=4,
+    triplet_margin=0.3,
+    label_smoothing=0.1,
+    padding_px=0,
+    learning_rate=1e-3,
+    backbone_learning_rate=1e-3,
+    epochs=15,
+)
+
+
+def test_bag_of_tricks_lowers_the_loss_and_brings_the_images_of_a_person_together(
+    data: TrainingImages,
+) -> None:
+    made = learner(replace(TINY, neck="bnneck", last_stride=1))
+    before = spread(made, data)
+    steps: list[float] = []
+    outcome = train(
+        made,
+        data,
+        replace(BOT, epochs=30, learning_rate=3e-3, backbone_learning_rate=3e-3),
+        learning_rate_factor=1.0,
+        seed=1,
+        device=CPU,
+        tell=lambda done, total, mean: steps.append(mean),
+    )
+    assert outcome.notes == ()
+    assert steps[-1] < 0.8 * steps[0]
+    assert spread(made, data) < 0.8 * before
+
+
+def spread(made: Learner, data: TrainingImages) -> float:
+    """Mean distance of pooled features of one person, over that of different people."""
+    made.backbone.train()  # statistics of the images themselves: running ones have hardly moved
+    with torch.no_grad():
+        images = normalise(data.images.batch(np.arange(12)))
+        _, pooled_NP = made.backbone.with_pooled(images)
+        distances = torch.cdist(pooled_NP, pooled_NP)
+    same = torch.from_numpy(data.labels[:, None] == data.labels[None, :])
+    return float(distances[same].mean() / distances[~same].mean())
+
+
+def test_the_triplet_loss_is_added_to_cross_entropy(data: TrainingImages) -> None:
+    still = replace(BOT, epochs=1, learning_rate=1e-9, backbone_learning_rate=1e-9)
+    without, narrow, wide = (
+        trained(data, replace(still, triplet_margin=margin))[1] for margin in (0.0, 10.0, 11.0)
+    )
+    assert narrow > without
+    assert wide - narrow == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_single_camera_trains_like_the_recipe_without_triplets(data: TrainingImages) -> None:
+    one = replace_camids(data)
+    plain = replace(BOT, triplet_margin=0.0, images_per_identity=0, epochs=1, batch_size=4)
+    asked, _ = trained(one, replace(BOT, epochs=1, batch_size=8))
+    same, _ = trained(one, replace(plain, batch_size=8))
+    assert all(np.array_equal(asked[name], same[name]) for name in same)
+
+
+def replace_camids(data: TrainingImages) -> TrainingImages:
+    return TrainingImages(images=data.images, labels=data.labels, camids=np.ones_like(data.camids))
+
+
+def test_mixed_precision_starts_from_nearly_the_same_loss_and_lowers_it(
+    data: TrainingImages,
+) -> None:
+    plan = replace(BOT, triplet_margin=0.0, images_per_identity=0)
+    heard: list[float] = []
+    for precision in ("off", "bf16"):
+        made = learner(dropout=0.0)
+        outcome = train(
+            made,
+            data,
+            replace(plan, mixed_precision=precision),
+            learning_rate_factor=1.0,
+            seed=1,
+            device=CPU,
+            tell=lambda done, total, mean: heard.append(mean),
+        )
+        assert heard[-1] == outcome.loss < 0.9 * heard[-15]
+    assert heard[0] == pytest.approx(heard[15], rel=0.01)
+    assert heard[0] != heard[15]
+    assert {p.dtype for p in made.parameters()} == {torch.float32}
