@@ -39,7 +39,7 @@ def aggregate_job(folders: Folders, state: RoundState, plan: Plan) -> jobs.Aggre
         previous=str(previous),
         contributions=_contributions(folders, state),
         aggregation=plan.aggregation,
-        momentum=plan.training.momentum,
+        momentum=plan.training.momentum if plan.training.optimiser == "sgd" else 0.0,
         out=str(_staged(folders, state, AGGREGATE)),
     )
 
