@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import out, print_json, run_program, say
+from fedreid.console import out, print_json, progress_shown, run_program, say
 from fedreid.errors import DatasetError
 from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Data, Json
@@ -30,7 +30,16 @@ app.command()(commands.evaluate)
 app.command()(commands.embed)
 app.command()(commands.search)
 
-Layout = Annotated[str, typer.Option(help="market1501, folders, or auto.")]
+Images = Annotated[Path, typer.Argument(help="Folder of images.")]
+Layout = Annotated[str, typer.Option(help="A layout of docs/datasets.md, or auto.")]
+Split = Annotated[int, typer.Option(help="Which of the ten drawn splits of a small set, 0 to 9.")]
+Confirm = Annotated[
+    bool,
+    typer.Option(
+        "--confirm-withdrawn",
+        help="Use a dataset that its owners have withdrawn (DukeMTMC-reID); you answer for it.",
+    ),
+]
 
 
 @app.command()
@@ -46,6 +55,8 @@ def join(
         ),
     ] = None,
     layout: Layout = "auto",
+    split: Split = 0,
+    confirm_withdrawn: Confirm = False,
     data: Data = DEFAULT_DATA,
     enrol_only: Annotated[
         bool, typer.Option("--enrol-only", help="Get the identity, then stop.")
@@ -58,11 +69,17 @@ def join(
     from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
     from silo_agent.service import run
 
-    _refuse_useless(dataset, layout)
+    _look_at(dataset, layout, split, confirm_withdrawn)
     folders = Folders(data.resolve())
     if not _enrolled(folders):
         _enrol(folders, token_file, coordinator)
-    config = AgentConfig(coordinator=coordinator, dataset=str(dataset.resolve()), layout=layout)
+    config = AgentConfig(
+        coordinator=coordinator,
+        dataset=str(dataset.resolve()),
+        layout=layout,
+        split=split,
+        withdrawn_confirmed=confirm_withdrawn,
+    )
     if folders.config.exists():  # policy and processes stay as the operator has set them
         before = load_config(folders)
         config = replace(config, policy=before.policy, processes=before.processes)
@@ -135,15 +152,24 @@ def leave(data: Data = DEFAULT_DATA) -> None:
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="Folder of images.")],
+    path: Images,
     layout: Layout = "auto",
+    split: Split = 0,
+    confirm_withdrawn: Confirm = False,
     as_json: Json = False,
 ) -> None:
     """Count images, people and cameras, and say what can't be trained on."""
     from fedreid.datasets.checks import check
     from silo_agent.printing import print_check
 
-    found = check(path, layout)
+    with progress_shown() as show:
+        found = check(
+            path,
+            layout,
+            split=split,
+            withdrawn_confirmed=confirm_withdrawn,
+            tell=lambda done, total: show("reading images", done / total),
+        )
     print_check(found, as_json=as_json)
     if found.refusals:
         raise DatasetError(
@@ -177,17 +203,20 @@ def _enrol(folders: "Folders", token_file: Path | None, coordinator: str) -> Non
     out.print(f"enrolled as {membership.silo}", markup=False)
 
 
-def _refuse_useless(dataset: Path, layout: str) -> None:
-    """Look at the folder before a token is spent on it."""
-    from fedreid.datasets.checks import refusals
+def _look_at(dataset: Path, layout: str, split: int, withdrawn_confirmed: bool) -> None:
+    """Look at the folder before a token is spent on it: refuse it, or warn of its faults."""
+    from fedreid.datasets.checks import refusals, warnings
     from fedreid.datasets.layouts import load
 
-    found = refusals(load(dataset, layout))
-    if found:
+    found = load(dataset, layout, split=split, withdrawn_confirmed=withdrawn_confirmed)
+    refused = refusals(found)
+    if refused:
         raise DatasetError(
-            f"{dataset} can't be used: {found[0]}",
+            f"{dataset} can't be used: {refused[0]}",
             next_step=f"See: silo-agent data check {dataset}.",
         )
+    for sentence in warnings(found):
+        say(f"warning: {sentence}")
 
 
 def main() -> None:

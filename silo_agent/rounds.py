@@ -70,6 +70,8 @@ class Participant:
             name=membership.silo,
             dataset=config.dataset,
             layout=config.layout,
+            split=config.split,
+            withdrawn_confirmed=config.withdrawn_confirmed,
         )
         self._doing("waiting", 0.0)
         self._told = ""
@@ -138,6 +140,11 @@ class Participant:
             )
         for note in report.notes:
             self._tell(f"round {task.round}: this silo {note}")
+        if report.left_out:
+            self._tell(
+                f"round {task.round}: {report.left_out} training images can't be read and are "
+                "left out; 'silo-agent data check' names them"
+            )
         finished = FinishedRound.of(
             task,
             report,
