@@ -76,13 +76,13 @@ def incompleteness(dataset: Dataset) -> str:
         return ""
     official = OFFICIAL[name]
     differing = [
-        f"{found:,} {what} (official: {expected:,})"
+        f"{what} {found:,} (official {expected:,})"
         for what, found, expected in _compared(dataset, official)
         if found != expected
     ]
     if not differing:
         return ""
-    own = ", which is as it should be for images of your own" if name in _BORROWED else ""
+    own = "; fine for images of your own that borrow its names" if name in _BORROWED else ""
     return f"This is not the complete {official.title}: {', '.join(differing)}{own}."
 
 

@@ -81,6 +81,7 @@ PREPROCESSED = Layout(
     recognises=lambda root: (
         folder_in(root, "pytorch/train_all", "pytorch/train", "pytorch/query") is not None
         or folder_in(root, "train_all") is not None
+        or (root.name == "pytorch" and folder_in(root, "train", "query") is not None)
     ),
     read=_read,
     withdrawn=lambda root: set_name(root).startswith("duke"),

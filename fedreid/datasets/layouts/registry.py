@@ -11,9 +11,9 @@ from fedreid.datasets.layouts.msmt17 import MSMT17
 from fedreid.datasets.layouts.preprocessed import PREPROCESSED
 from fedreid.datasets.layouts.splitting import check_split
 from fedreid.datasets.layouts.two_cameras import PRID2011, VIPER
-from fedreid.datasets.layouts.walking import Walk
+from fedreid.datasets.layouts.walking import Walk, reading
 from fedreid.datasets.records import SPLITS
-from fedreid.errors import DatasetError, UsageError, storage_errors
+from fedreid.errors import DatasetError, UsageError
 
 _ALL = (
     MARKET1501,
@@ -51,7 +51,8 @@ def load(
         DatasetError: the folder is missing, unreadable, or holds no image in that layout.
     """
     check_split(split)
-    chosen = _chosen(path, layout)
+    with reading(path):
+        chosen = _chosen(path, layout)
     if chosen.withdrawn(path) and not withdrawn_confirmed:
         raise UsageError(
             f"{path} looks like DukeMTMC-reID, which is not used unless you say so",
@@ -60,7 +61,8 @@ def load(
         )
     walk = Walk()
     options = Options(split=split, exclude_p1=exclude_p1, withdrawn_confirmed=withdrawn_confirmed)
-    records = chosen.read(path, walk, options)
+    with reading(path):
+        records = chosen.read(path, walk, options)
     if not records:
         raise _empty(path, chosen, walk)
     return Dataset(
@@ -91,8 +93,7 @@ def _chosen(path: Path, name: str) -> Layout:
         return next(layout for layout in _ALL if layout.name == name)
     if FOLDERS.recognises(path):  # a manifest is the operator's own word
         return FOLDERS
-    with storage_errors("look into", path):
-        return next((layout for layout in _ALL if layout.recognises(path)), FOLDERS)
+    return next((layout for layout in _ALL if layout.recognises(path)), FOLDERS)
 
 
 def _empty(path: Path, layout: Layout, walk: Walk) -> DatasetError:

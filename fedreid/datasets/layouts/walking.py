@@ -61,10 +61,10 @@ def some_images(folder: Path | None) -> Sequence[str]:
 
 
 @contextmanager
-def _scanning(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+def reading(folder: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a :class:`DatasetError` that names the folder."""
     try:
-        with os.scandir(folder) as entries:
-            yield entries
+        yield
     except OSError as error:
         raise DatasetError(
             f"The dataset folder {folder} can't be read",
@@ -73,3 +73,9 @@ def _scanning(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
             else (error.strerror or str(error)),
             next_step="Let the agent's user read and enter it, and check that its disk is there.",
         ) from error
+
+
+@contextmanager
+def _scanning(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    with reading(folder), os.scandir(folder) as entries:
+        yield entries
