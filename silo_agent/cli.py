@@ -178,6 +178,23 @@ def data_check(
         )
 
 
+@data_app.command("preview")
+def data_preview(
+    path: Images,
+    layout: Layout = "auto",
+    split: Split = 0,
+    confirm_withdrawn: Confirm = False,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("preview.png"),
+) -> None:
+    """Draw a contact sheet: a row per identity, a group of columns per camera."""
+    from fedreid.datasets.layouts import load
+    from silo_agent.preview import write_preview
+
+    dataset = load(path, layout, split=split, withdrawn_confirmed=confirm_withdrawn)
+    shown = write_preview(dataset, out)
+    say(f"wrote {shown.path}: {shown.identities} identities in {shown.cameras} cameras")
+
+
 @egress_app.command("show")
 def egress_show(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """What the newest upload consists of, through the very code that sends it."""

@@ -84,7 +84,7 @@ def split_identities(records: Iterable[ImageRecord]) -> list[ImageRecord]:
     asked: set[tuple[int, int]] = set()
     for record in ordered:
         if record.pid in trained:
-            placed.append(replace(record, split="train"))
+            placed.append(record if record.split == "train" else replace(record, split="train"))
             continue
         placed.append(replace(record, split="gallery"))
         if record.pid != JUNK_PID and (record.pid, record.camid) not in asked:
