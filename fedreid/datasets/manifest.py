@@ -13,7 +13,8 @@ from pathlib import Path
 from fedreid.datasets.records import SPLITS, ImageRecord, Numbering, Split, split_identities
 from fedreid.errors import DatasetError
 
-MANIFEST_NAMES = ("manifest.csv", "manifest.parquet")
+MANIFEST_NAME = "manifest.csv"
+MANIFEST_NAMES = (MANIFEST_NAME, "manifest.parquet")
 
 _NEEDED = ("path", "identity", "camera")
 _COLUMNS = (*_NEEDED, "split")

@@ -25,14 +25,17 @@ _MARKS = ("bounding_box_train", "bounding_box_test")
 """Folders that nothing else has: ``query`` alone may be a site's own."""
 
 _END = r"\.(?:jpg|jpeg|png|bmp)"
+
+
+def _grammar(rest: str) -> re.Pattern[str]:
+    return re.compile(rf"(-1|\d{{1,9}})_c(\d{{1,9}}){rest}", re.IGNORECASE | re.ASCII)
+
+
 _NAMES: dict[LayoutName, re.Pattern[str]] = {
-    name: re.compile(rf"(-1|\d{{1,9}})_c(\d{{1,9}}){rest}", re.IGNORECASE | re.ASCII)
-    for name, rest in {
-        "market1501": rf"s\d+_\d+_\d+{_END}",
-        "dukemtmc-reid": rf"_f\d+{_END}",
-        "cuhk03-np": r"_\d+\.png",
-        "msmt17": r"_\d+\.jpe?g",
-    }.items()
+    "market1501": _grammar(rf"s\d+_\d+_\d+{_END}"),
+    "dukemtmc-reid": _grammar(rf"_f\d+{_END}"),
+    "cuhk03-np": _grammar(r"_\d+\.png"),
+    "msmt17": _grammar(r"_\d+\.jpe?g"),
 }
 """Person and camera of a file name. The last two differ in their endings only."""
 

@@ -36,8 +36,8 @@ SIZES = {
 SMALL = ("cuhk01", "viper", "prid2011", "3dpes", "ilids")
 
 
-def load_set(name: str, root: Path, **options: bool | int) -> Dataset:
-    return load(write_set(name, root), withdrawn_confirmed=True, **options)
+def load_set(name: str, root: Path) -> Dataset:
+    return load(write_set(name, root), withdrawn_confirmed=True)
 
 
 def facts(records: Iterable[ImageRecord]) -> list[tuple[str, int, int]]:
