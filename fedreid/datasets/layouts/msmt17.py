@@ -24,7 +24,7 @@ from fedreid.datasets.layouts.market_style import (
     recognises,
 )
 from fedreid.datasets.layouts.walking import Walk, folder_in
-from fedreid.datasets.records import ImageRecord, Split
+from fedreid.datasets.records import ImageRecord, Split, place_of
 from fedreid.errors import DatasetError
 
 _FOLDERS: dict[str, tuple[str, ...]] = {
@@ -59,39 +59,42 @@ def _read(root: Path, walk: Walk, options: Options) -> list[ImageRecord]:
         return read_market_style(root, walk, options, name="msmt17")
     there = {kind: _images(folder_in(root, *names), walk) for kind, names in _FOLDERS.items()}
     records: list[ImageRecord] = []
-    named: set[Path] = set()
+    unnamed = {kind: dict(images) for kind, images in there.items()}
     for entry in _LISTS:
-        home = folder_in(root, *_FOLDERS[entry.folder])
-        if not (root / entry.name).is_file() or home is None:
+        if not (root / entry.name).is_file():
             continue
-        found = list(_listed(root / entry.name, home, there[entry.folder], entry.split, walk))
-        records += found
-        named.update(record.path for record in found)
-    walk.ignore(*sorted((there["train"] | there["test"]) - named))
-    return sorted(records, key=lambda record: record.path)
+        for place, record in _listed(root / entry.name, there[entry.folder], entry.split, walk):
+            records.append(record)
+            unnamed[entry.folder].pop(place, None)
+    walk.ignore(*(path for images in unnamed.values() for path in images.values()))
+    return sorted(records, key=place_of)
 
 
-def _images(home: Path | None, walk: Walk) -> set[Path]:
-    """Every image in a folder of persons."""
+def _images(home: Path | None, walk: Walk) -> dict[str, Path]:
+    """Every image in a folder of persons, by its place in it as the lists write it."""
     if home is None:
-        return set()
-    return {path for person in walk.below(home) for path in walk.images(person)}
+        return {}
+    return {
+        f"{person.name}/{path.name}": path
+        for person in walk.below(home)
+        for path in walk.images(person)
+    }
 
 
 def _listed(
-    file: Path, home: Path, there: set[Path], split: Split, walk: Walk
-) -> Iterator[ImageRecord]:
+    file: Path, there: dict[str, Path], split: Split, walk: Walk
+) -> Iterator[tuple[str, ImageRecord]]:
     walk.folders.append(file)
     for number, text in enumerate(_lines(file), start=1):
         line = _LINE.fullmatch(text)
         camera = _CAMERA.fullmatch(line[1].rpartition("/")[2]) if line else None
         if line is None or camera is None:
             raise _wrong(file, f"line {number} is no 'path person' of an MSMT17 image")
-        path = home / line[1]
-        if path not in there:
-            raise _wrong(file, f"line {number} names {line[1]}, which is not in {home}")
+        path = there.get(line[1])
+        if path is None:
+            raise _wrong(file, f"line {number} names {line[1]}, which is not among the images")
         pid = msmt17_person(int(line[2]), split)
-        yield ImageRecord(path=path, pid=pid, camid=int(camera[1]), split=split)
+        yield line[1], ImageRecord(path=path, pid=pid, camid=int(camera[1]), split=split)
 
 
 def _lines(file: Path) -> list[str]:

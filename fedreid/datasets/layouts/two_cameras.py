@@ -21,7 +21,7 @@ from pathlib import Path
 from fedreid.datasets.layouts.base import Layout, Options
 from fedreid.datasets.layouts.splitting import drawn
 from fedreid.datasets.layouts.walking import Walk, folder_in, some_images
-from fedreid.datasets.records import ImageRecord, Split
+from fedreid.datasets.records import ImageRecord, Split, place_of
 
 _CAMERAS = {1: "cam_a", 2: "cam_b"}
 _VIPER_NAME = re.compile(r"(\d{1,6})_\d+\.(?:bmp|png|jpg)", re.IGNORECASE | re.ASCII)
@@ -83,7 +83,7 @@ def _read_prid(root: Path, walk: Walk, options: Options) -> list[ImageRecord]:
             split: Split = "query" if camid == 1 else "gallery"
             middle = frames[len(frames) // 2]
             records.append(ImageRecord(path=middle, pid=pid, camid=camid, split=split))
-    return sorted(records, key=lambda record: record.path)
+    return sorted(records, key=place_of)
 
 
 def _passes(home: Path, walk: Walk) -> _Passes:
