@@ -10,7 +10,7 @@ from fedreid import launch
 from fedreid.console import out, print_json, progress_shown, run_program, say
 from fedreid.errors import DatasetError
 from silo_agent.using import commands
-from silo_agent.using.commands import DEFAULT_DATA, Data, Json
+from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
 
 if TYPE_CHECKING:
     from silo_agent.config import Folders
@@ -31,15 +31,6 @@ app.command()(commands.embed)
 app.command()(commands.search)
 
 Images = Annotated[Path, typer.Argument(help="Folder of images.")]
-Layout = Annotated[str, typer.Option(help="A layout of docs/datasets.md, or auto.")]
-Split = Annotated[int, typer.Option(help="Which of the ten drawn splits of a small set, 0 to 9.")]
-Confirm = Annotated[
-    bool,
-    typer.Option(
-        "--confirm-withdrawn",
-        help="Use a dataset that its owners have withdrawn (DukeMTMC-reID); you answer for it.",
-    ),
-]
 
 
 @app.command()

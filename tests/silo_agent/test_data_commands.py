@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from fedreid.datasets.layouts import load
 from fedreid.errors import DatasetError, StorageError, UsageError
 from silo_agent.cli import app
-from silo_agent.config import Folders, load_config
+from silo_agent.config import AgentConfig, Folders, load_config, save_config
+from silo_agent.using.commands import own_dataset
 from tests.fixtures.layouts import Crop, write_crops, write_set
 
 
@@ -114,3 +116,12 @@ def test_join_keeps_split_and_confirmation(tmp_path: Path, monkeypatch: pytest.M
     assert "warning: This is not the complete DukeMTMC-reID" in result.output
     config = load_config(Folders(tmp_path / "agent"))
     assert (config.split, config.withdrawn_confirmed) == (3, True)
+
+
+def test_a_model_is_measured_on_the_split_that_the_silo_uses(tmp_path: Path) -> None:
+    root = write_set("cuhk01", tmp_path / "images")
+    assert load(root, split=3) != load(root)
+    config = AgentConfig(coordinator="reid.example.org:443", dataset=str(root), split=3)
+    (tmp_path / "agent").mkdir()
+    save_config(Folders(tmp_path / "agent"), config)
+    assert own_dataset(Folders(tmp_path / "agent")) == load(root, split=3)
