@@ -31,7 +31,6 @@ def train(job: TrainJob, tell: ProgressSink) -> TrainReport:
     return TrainReport(
         num_images=_IMAGES,
         num_identities=1,
-        left_out=0,
         cosine_distance=0.1 + share,
         train_loss=1.0,
         num_steps=_STEPS,

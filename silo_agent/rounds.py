@@ -140,11 +140,6 @@ class Participant:
             )
         for note in report.notes:
             self._tell(f"round {task.round}: this silo {note}")
-        if report.left_out:
-            self._tell(
-                f"round {task.round}: {report.left_out} training images can't be read and are "
-                "left out; 'silo-agent data check' names them"
-            )
         finished = FinishedRound.of(
             task,
             report,

@@ -30,8 +30,8 @@ class SiloData:
     identities: tuple[int, ...]
     """Sorted; the place of an identity is its row in the classifier."""
     train: TrainingImages
-    left_out: int
-    """Training images that can't be read."""
+    notes: tuple[str, ...]
+    """What its operator should be told of it, as predicates: "trains without 2 images …"."""
     dataset: Dataset
     backbone: BackbonePlan
 
@@ -115,9 +115,17 @@ def _silo_data(dataset: Dataset, backbone: BackbonePlan) -> SiloData:
         train=TrainingImages(
             images=train.images, labels=rows_N.astype(np.int64), camids=train.camids
         ),
-        left_out=len(dataset.train) - len(train.images),
+        notes=_notes(len(dataset.train) - len(train.images)),
         dataset=dataset,
         backbone=backbone,
+    )
+
+
+def _notes(left_out: int) -> tuple[str, ...]:
+    if not left_out:
+        return ()
+    return (
+        f"trains without {left_out} images that can't be read; 'silo-agent data check' names them",
     )
 
 

@@ -75,8 +75,6 @@ class TrainReport(Report, frozen=True, kw_only=True):
 
     num_images: int
     num_identities: int
-    left_out: int
-    """Training images that can't be read."""
     cosine_distance: float
     train_loss: float
     num_steps: int

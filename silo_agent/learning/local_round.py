@@ -71,12 +71,11 @@ class LocalRound:
         return TrainReport(
             num_images=len(images),
             num_identities=len(self.data.identities),
-            left_out=self.data.left_out,
             cosine_distance=cosine_distance(before_NC, after_NC),
             train_loss=trained.loss,
             num_steps=trained.num_steps,
             evaluations=tuple(evaluations),
-            notes=trained.notes,
+            notes=(*self.data.notes, *trained.notes),
         )
 
     def _probe(self) -> IndexArray:

@@ -282,8 +282,9 @@ def test_a_damaged_image_is_left_out_and_counted(tmp_path: Path, base: Path) -> 
     for image in damaged:
         image.write_bytes(image.read_bytes()[:60])
     report = SiloWorker().train(train_job(silo, base, tmp_path / "out", evaluate=ALL), quiet)
-    assert (whole.num_images, whole.left_out, whole.evaluations[0].queries) == (12, 0, 3)
-    assert (report.num_images, report.left_out, report.evaluations[0].queries) == (11, 1, 2)
+    assert (whole.num_images, whole.notes, whole.evaluations[0].queries) == (12, (), 3)
+    assert (report.num_images, report.evaluations[0].queries) == (11, 2)
+    assert ["trains without 1 images" in note for note in report.notes] == [True]
     damaged[0].unlink()
     damaged[1].unlink()
     gone = SiloWorker().train(train_job(silo, base, tmp_path / "gone", evaluate=ALL), quiet)
