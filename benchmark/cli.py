@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 
+import msgspec
 import typer
 
 from fedreid import launch
@@ -165,6 +166,33 @@ def training(
         print_json(asdict(result))
         return
     print_table(f"{model} at 256×128, batches of {batch}", ("measured", ""), rows(result))
+
+
+@app.command()
+def indexing(
+    files: Annotated[int, typer.Option(min=1, help="Images of each folder.")] = 100_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each is indexed.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How many files a second datasets are indexed: the median of several times."""
+    from benchmark.indexing import measure_indexing
+
+    results = measure_indexing(files, repeats=repeats)
+    if as_json:
+        print_json(msgspec.to_builtins(results))
+        return
+    rows = [
+        (
+            r.layout,
+            f"{r.files:,}",
+            f"{r.median_s:.3f}",
+            f"{r.slowest_s:.3f}",
+            f"{r.files_per_s:,.0f}",
+        )
+        for r in results
+    ]
+    columns = ("layout", "files", "median, s", "slowest, s", "files/s")
+    print_table(f"Indexing, {repeats} times each", columns, rows)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from fedreid.errors import ExitCode, FedreidError
+from fedreid.errors import ExitCode, FedreidError, encodable
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -48,7 +48,7 @@ def leave(code: ExitCode) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value for machines."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(encodable(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -47,6 +47,11 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130
 
 
+def encodable(text: str) -> str:
+    """The text without what UTF-8 can't carry: bytes of file names in some older encoding."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class FedreidError(Exception):
     """An error that is told to a user: what happened, the likely cause, the next step."""
 
@@ -55,10 +60,8 @@ class FedreidError(Exception):
     retryable = False
 
     def __init__(self, what: str, *, why: str = "", next_step: str = "") -> None:
-        self.what = what
-        self.why = why
-        self.next_step = next_step
-        super().__init__(what, why, next_step)
+        self.what, self.why, self.next_step = map(encodable, (what, why, next_step))
+        super().__init__(self.what, self.why, self.next_step)
 
     def __str__(self) -> str:
         head = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what

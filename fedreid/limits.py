@@ -107,3 +107,7 @@ RERANK_NEIGHBOURS = 50
 
 FIGURES_KEPT = 10
 """Measured rounds that a silo remembers: mean and deviation are reported over the last ten."""
+
+UNREADABLE_SHARE = 0.1
+"""Of a silo's images: a few damaged files are left out and counted, so that a run of weeks is not
+lost to one of them; past a tenth the disk or the copy has failed, and nothing is trained."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import out, print_json, run_program, say
+from fedreid.console import out, print_json, progress_shown, run_program, say
 from fedreid.errors import DatasetError
 from silo_agent.using import commands
-from silo_agent.using.commands import DEFAULT_DATA, Data, Json
+from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
 
 if TYPE_CHECKING:
     from silo_agent.config import Folders
@@ -30,7 +30,7 @@ app.command()(commands.evaluate)
 app.command()(commands.embed)
 app.command()(commands.search)
 
-Layout = Annotated[str, typer.Option(help="market1501, folders, or auto.")]
+Images = Annotated[Path, typer.Argument(help="Folder of images.")]
 
 
 @app.command()
@@ -46,6 +46,8 @@ def join(
         ),
     ] = None,
     layout: Layout = "auto",
+    split: Split = 0,
+    confirm_withdrawn: Confirm = False,
     data: Data = DEFAULT_DATA,
     enrol_only: Annotated[
         bool, typer.Option("--enrol-only", help="Get the identity, then stop.")
@@ -58,11 +60,17 @@ def join(
     from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
     from silo_agent.service import run
 
-    _refuse_useless(dataset, layout)
+    _look_at(dataset, layout, split, confirm_withdrawn)
     folders = Folders(data.resolve())
     if not _enrolled(folders):
         _enrol(folders, token_file, coordinator)
-    config = AgentConfig(coordinator=coordinator, dataset=str(dataset.resolve()), layout=layout)
+    config = AgentConfig(
+        coordinator=coordinator,
+        dataset=str(dataset.resolve()),
+        layout=layout,
+        split=split,
+        withdrawn_confirmed=confirm_withdrawn,
+    )
     if folders.config.exists():  # policy and processes stay as the operator has set them
         before = load_config(folders)
         config = replace(config, policy=before.policy, processes=before.processes)
@@ -135,21 +143,47 @@ def leave(data: Data = DEFAULT_DATA) -> None:
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="Folder of images.")],
+    path: Images,
     layout: Layout = "auto",
+    split: Split = 0,
+    confirm_withdrawn: Confirm = False,
     as_json: Json = False,
 ) -> None:
     """Count images, people and cameras, and say what can't be trained on."""
     from fedreid.datasets.checks import check
     from silo_agent.printing import print_check
 
-    found = check(path, layout)
+    with progress_shown() as show:
+        found = check(
+            path,
+            layout,
+            split=split,
+            withdrawn_confirmed=confirm_withdrawn,
+            tell=lambda done, total: show("reading images", done / total),
+        )
     print_check(found, as_json=as_json)
     if found.refusals:
         raise DatasetError(
             f"{path} can't be used: {found.refusals[0]}",
             next_step="Correct the images or their names, then check again.",
         )
+
+
+@data_app.command("preview")
+def data_preview(
+    path: Images,
+    layout: Layout = "auto",
+    split: Split = 0,
+    confirm_withdrawn: Confirm = False,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("preview.png"),
+) -> None:
+    """Draw a contact sheet: a row per identity, a group of columns per camera."""
+    from fedreid.datasets.layouts import load
+    from silo_agent.preview import write_preview
+
+    dataset = load(path, layout, split=split, withdrawn_confirmed=confirm_withdrawn)
+    shown = write_preview(dataset, out)
+    say(f"wrote {shown.path}: {shown.identities} identities in {shown.cameras} cameras")
 
 
 @egress_app.command("show")
@@ -177,17 +211,20 @@ def _enrol(folders: "Folders", token_file: Path | None, coordinator: str) -> Non
     out.print(f"enrolled as {membership.silo}", markup=False)
 
 
-def _refuse_useless(dataset: Path, layout: str) -> None:
-    """Look at the folder before a token is spent on it."""
-    from fedreid.datasets.checks import refusals
+def _look_at(dataset: Path, layout: str, split: int, withdrawn_confirmed: bool) -> None:
+    """Look at the folder before a token is spent on it: refuse it, or warn of its faults."""
+    from fedreid.datasets.checks import refusals, warnings
     from fedreid.datasets.layouts import load
 
-    found = refusals(load(dataset, layout))
-    if found:
+    found = load(dataset, layout, split=split, withdrawn_confirmed=withdrawn_confirmed)
+    refused = refusals(found)
+    if refused:
         raise DatasetError(
-            f"{dataset} can't be used: {found[0]}",
+            f"{dataset} can't be used: {refused[0]}",
             next_step=f"See: silo-agent data check {dataset}.",
         )
+    for sentence in warnings(found):
+        say(f"warning: {sentence}")
 
 
 def main() -> None:

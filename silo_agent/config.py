@@ -39,6 +39,10 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     """HOST:PORT."""
     dataset: str
     layout: str = "auto"
+    split: int = 0
+    """Which of the ten drawn splits of a small public set."""
+    withdrawn_confirmed: bool = False
+    """The operator answers for using a dataset that its owners have withdrawn."""
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     """Training processes, started by torchrun; one for each GPU of the machine."""
     policy: Policy = Policy()

@@ -70,6 +70,8 @@ class Participant:
             name=membership.silo,
             dataset=config.dataset,
             layout=config.layout,
+            split=config.split,
+            withdrawn_confirmed=config.withdrawn_confirmed,
         )
         self._doing("waiting", 0.0)
         self._told = ""

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedreid.errors import DatasetError
+from fedreid.limits import UNREADABLE_SHARE
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """Endings, in lower case, of the files that count as images."""
@@ -22,7 +23,16 @@ _DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
 
 def is_image(name: str) -> bool:
     """Whether a file of that name counts as an image: a known ending, and not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    stem, dot, ending = name.rpartition(".")
+    return bool(stem) and not stem.startswith(".") and (dot + ending).lower() in SUFFIXES
+
+
+def too_many_unreadable(unreadable: int, total: int) -> bool:
+    """Whether so many of a silo's images are damaged that its disk or a copy must have failed.
+
+    One damaged file never is: the smallest silo survives it.
+    """
+    return unreadable > max(1, UNREADABLE_SHARE * total)
 
 
 def decode(path: Path) -> Image.Image:

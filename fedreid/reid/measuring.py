@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedreid.contract import EvaluationResult, ModelKind
+from fedreid.datasets.images import too_many_unreadable
 from fedreid.datasets.layouts import Dataset
 from fedreid.datasets.records import ImageRecord
 from fedreid.reid.backbone import ReIDBackbone
@@ -38,6 +39,25 @@ class Labelled:
             pids=np.array([record.pid for record in records], dtype=np.int64),
             camids=np.array([record.camid for record in records], dtype=np.int64),
         )
+
+    @classmethod
+    def readable(
+        cls, records: Sequence[ImageRecord], *, height_px: int, width_px: int
+    ) -> "Labelled":
+        """As :meth:`of`, decoded now, without the few images that can't be.
+
+        Raises:
+            DatasetError: there are so many of them that a disk or a copy must have failed; it
+                names the first.
+        """
+        labelled = cls.of(records, height_px=height_px, width_px=width_px)
+        bad = frozenset(labelled.images.unreadable())
+        if too_many_unreadable(len(bad), len(records)):
+            labelled.images.batch(np.array([min(bad)]))
+        if not bad:
+            return labelled
+        kept = [record for index, record in enumerate(records) if index not in bad]
+        return cls.of(kept, height_px=height_px, width_px=width_px)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

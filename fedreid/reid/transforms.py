@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fedreid.datasets.images import decode
+from fedreid.errors import DatasetError
 
 ByteArray = npt.NDArray[np.uint8]
 IndexArray = npt.NDArray[np.int64]
@@ -26,6 +27,9 @@ CACHE_BYTES = 4 * 1024**3
 
 DECODERS = 4
 """Decoding threads: enough to outrun one process's training, few enough for a shared machine."""
+
+_TRIED_TOGETHER = 64
+"""Images decoded at once to find the unreadable ones: a few MB where they are not kept."""
 
 MEAN_C = (0.485, 0.456, 0.406)
 """ImageNet's channel means, of values in 0..1."""
@@ -70,6 +74,24 @@ class ImageStore:
             self._kept[absent] = self._decode(absent)
             self._present[absent] = True
         return self._kept[indices_N]
+
+    def unreadable(self) -> tuple[int, ...]:
+        """Which images can't be decoded; tries each, and keeps the others where they fit."""
+        bad: list[int] = []
+        for start in range(0, len(self), _TRIED_TOGETHER):
+            block_N = np.arange(start, min(start + _TRIED_TOGETHER, len(self)))
+            try:
+                self.batch(block_N)
+            except DatasetError:
+                bad += [index for index in block_N.tolist() if not self._is_readable(index)]
+        return tuple(bad)
+
+    def _is_readable(self, index: int) -> bool:
+        try:
+            self.batch(np.array([index]))
+        except DatasetError:
+            return False
+        return True
 
     def _decode(self, indices_N: IndexArray) -> ByteArray:
         pixels_NCHW = np.empty((len(indices_N), *self._shape), dtype=np.uint8)

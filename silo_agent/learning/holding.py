@@ -7,34 +7,51 @@ Letters: N images.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from fedreid.datasets.checks import too_little
 from fedreid.datasets.layouts import Dataset, load
 from fedreid.errors import DatasetError
 from fedreid.plan import BackbonePlan
-from fedreid.reid.measuring import QueryGallery
-from fedreid.reid.transforms import ImageStore
+from fedreid.reid.measuring import Labelled, QueryGallery
 from silo_agent.learning.jobs import Silo
 from silo_agent.learning.training import TrainingImages
 
 _Times = tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SiloData:
     """The images of one silo in one size."""
 
     identities: tuple[int, ...]
     """Sorted; the place of an identity is its row in the classifier."""
     train: TrainingImages
-    test: QueryGallery
+    notes: tuple[str, ...]
+    """What its operator should be told of it, as predicates: "trains without 2 images …"."""
+    dataset: Dataset
+    backbone: BackbonePlan
+
+    @cached_property
+    def test(self) -> QueryGallery:
+        """The silo's query and gallery, without unreadable images; read when first asked for.
+
+        Raises:
+            DatasetError: too many of them can't be read.
+        """
+        size = _size(self.backbone)
+        return QueryGallery(
+            query=Labelled.readable(self.dataset.query, **size),
+            gallery=Labelled.readable(self.dataset.gallery, **size),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Held:
-    key: tuple[str, str, int, int]
+    key: tuple[Silo, int, int]
     folders: tuple[Path, ...]
     times: _Times
     data: SiloData
@@ -52,11 +69,16 @@ class Holding:
         Raises:
             DatasetError: the dataset is gone, unreadable, or has too few training images.
         """
-        key = (silo.dataset, silo.layout, backbone.height_px, backbone.width_px)
+        key = (silo, backbone.height_px, backbone.width_px)
         held = self._held
         if held is None or held.key != key or _times(held.folders) != held.times:
             self._held = None  # frees the old images before the new ones come
-            dataset = load(Path(silo.dataset), silo.layout)
+            dataset = load(
+                Path(silo.dataset),
+                silo.layout,
+                split=silo.split,
+                withdrawn_confirmed=silo.withdrawn_confirmed,
+            )
             self._held = held = _Held(
                 key=key,
                 folders=dataset.folders,
@@ -78,21 +100,34 @@ def _time(folder: Path) -> int | None:
 
 
 def _silo_data(dataset: Dataset, backbone: BackbonePlan) -> SiloData:
-    size = {"height_px": backbone.height_px, "width_px": backbone.width_px}
-    identities = tuple(sorted({record.pid for record in dataset.train}))
-    row_of = {pid: row for row, pid in enumerate(identities)}
-    if len(dataset.train) < 2:
+    """A damaged file is found here, before training: it costs the silo an image, not a round."""
+    train = Labelled.readable(dataset.train, **_size(backbone))
+    sentence = too_little(train.pids.tolist())
+    if sentence:
         raise DatasetError(
             f"The dataset {dataset.root} can't be trained on",
-            why=f"it has {len(dataset.train)} training images, and a batch takes at least two",
+            why=sentence,
             next_step="Add labelled images; 'silo-agent data check' tells what is missing.",
         )
+    identities, rows_N = np.unique(train.pids, return_inverse=True)
     return SiloData(
-        identities=identities,
+        identities=tuple(identities.tolist()),
         train=TrainingImages(
-            images=ImageStore([record.path for record in dataset.train], **size),
-            labels=np.array([row_of[record.pid] for record in dataset.train], dtype=np.int64),
-            camids=np.array([record.camid for record in dataset.train], dtype=np.int64),
+            images=train.images, labels=rows_N.astype(np.int64), camids=train.camids
         ),
-        test=QueryGallery.of(dataset, **size),
+        notes=_notes(len(dataset.train) - len(train.images)),
+        dataset=dataset,
+        backbone=backbone,
     )
+
+
+def _notes(left_out: int) -> tuple[str, ...]:
+    if not left_out:
+        return ()
+    return (
+        f"trains without {left_out} images that can't be read; 'silo-agent data check' names them",
+    )
+
+
+def _size(backbone: BackbonePlan) -> dict[str, int]:
+    return {"height_px": backbone.height_px, "width_px": backbone.width_px}

@@ -18,6 +18,10 @@ class Silo(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     layout: str
     """A layout's name, or ``auto``."""
+    split: int = 0
+    """Which drawn split of a small set."""
+    withdrawn_confirmed: bool = False
+    """The operator answers for a set that its owners have withdrawn."""
 
 
 class TrainJob(Job, frozen=True, kw_only=True):

@@ -75,7 +75,7 @@ class LocalRound:
             train_loss=trained.loss,
             num_steps=trained.num_steps,
             evaluations=tuple(evaluations),
-            notes=trained.notes,
+            notes=(*self.data.notes, *trained.notes),
         )
 
     def _probe(self) -> IndexArray:

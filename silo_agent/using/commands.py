@@ -8,12 +8,21 @@ import typer
 from fedreid.console import progress_shown
 
 if TYPE_CHECKING:
+    from fedreid.datasets.layouts import Dataset
     from silo_agent.config import Folders
 
 DEFAULT_DATA = Path("silo-agent-data")
 
 Data = Annotated[Path, typer.Option("--data", help="The agent's data folder.")]
-Layout = Annotated[str, typer.Option(help="Layout of the dataset, or auto.")]
+Layout = Annotated[str, typer.Option(help="A layout of docs/datasets.md, or auto.")]
+Split = Annotated[int, typer.Option(help="Which of the ten drawn splits of a small set, 0 to 9.")]
+Confirm = Annotated[
+    bool,
+    typer.Option(
+        "--confirm-withdrawn",
+        help="Use a dataset that its owners have withdrawn (DukeMTMC-reID); you answer for it.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
     str, typer.Option(help="global, local, standalone, or the path of a .safetensors file.")
@@ -29,6 +38,8 @@ def evaluate(
         typer.Option(help="Another dataset than the silo's own."),
     ] = None,
     layout: Layout = "auto",
+    split: Split = 0,
+    confirm_withdrawn: Confirm = False,
     rerank: Annotated[
         bool, typer.Option("--rerank", help="k-reciprocal re-ranking of all queries together.")
     ] = False,
@@ -41,27 +52,30 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on the silo's own query and gallery, or on another dataset's."""
+    from fedreid.datasets.layouts import load
     from silo_agent.config import Folders
     from silo_agent.using.chosen import choose
     from silo_agent.using.evaluating import draw, evaluate_model
     from silo_agent.using.printing import print_measurement
 
     folders = Folders(data.resolve())
-    if dataset is None:
-        dataset, layout = _own_dataset(folders)
+    images = (
+        own_dataset(folders)
+        if dataset is None
+        else load(dataset, layout, split=split, withdrawn_confirmed=confirm_withdrawn)
+    )
     chosen = choose(folders, model)
     with progress_shown() as show:
         measured = evaluate_model(
             chosen,
-            dataset,
-            layout,
+            images,
             queries_shown=queries if visualise else 0,
             rerank=rerank,
             tell=lambda done, total: show("measuring", done / total),
         )
     if visualise:
         draw(measured, visualise)
-    print_measurement(measured, dataset, picture=visualise, as_json=as_json)
+    print_measurement(measured, images.root, picture=visualise, as_json=as_json)
 
 
 @model_app.command("export")
@@ -84,11 +98,11 @@ def model_export(
     from silo_agent.using.printing import print_export
 
     folders = Folders(data.resolve())
-    dataset, layout = _own_dataset(folders)
+    images = own_dataset(folders)
     chosen = choose(folders, model)
     with progress_shown() as show:
         show(f"exporting to {form}", 0.0)
-        exported = export_model(chosen, form, out, dataset=dataset, layout=layout)
+        exported = export_model(chosen, form, out, dataset=images)
     print_export(exported, as_json=as_json)
 
 
@@ -156,8 +170,15 @@ def search(
     print_found(found, table=out, picture=picture, as_json=as_json)
 
 
-def _own_dataset(folders: "Folders") -> tuple[Path, str]:
+def own_dataset(folders: "Folders") -> "Dataset":
+    """The images that the silo trains and is measured on, in the very split that it uses."""
+    from fedreid.datasets.layouts import load
     from silo_agent.config import load_config
 
     config = load_config(folders)
-    return Path(config.dataset), config.layout
+    return load(
+        Path(config.dataset),
+        config.layout,
+        split=config.split,
+        withdrawn_confirmed=config.withdrawn_confirmed,
+    )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedreid.datasets.layouts import load
+from fedreid.datasets.layouts import Dataset
 from fedreid.errors import DatasetError, UsageError
 from fedreid.limits import RERANK_IMAGES
 from fedreid.pictures.ranked import RankedQuery, ranked_picture
@@ -33,8 +33,7 @@ class Measurement:
 
 def evaluate_model(
     chosen: ChosenModel,
-    dataset: Path,
-    layout: str,
+    dataset: Dataset,
     *,
     queries_shown: int,
     rerank: bool,
@@ -48,20 +47,19 @@ def evaluate_model(
         DatasetError: an image can't be read, or no query has a match in another camera.
         JobFailed: the model gives values that are not finite.
     """
-    data = load(dataset, layout)
     size = chosen.provenance.backbone
-    test = QueryGallery.of(data, height_px=size.height_px, width_px=size.width_px)
+    test = QueryGallery.of(dataset, height_px=size.height_px, width_px=size.width_px)
     answerable = answerable_queries(test)
     if not answerable:
         raise DatasetError(
-            f"No model can be measured on {dataset}",
+            f"No model can be measured on {dataset.root}",
             why="no query has its person in another camera of the gallery",
-            next_step=f"See: silo-agent data check {dataset}.",
+            next_step=f"See: silo-agent data check {dataset.root}.",
         )
-    images = len(data.query) + len(data.gallery)
+    images = len(dataset.query) + len(dataset.gallery)
     if rerank and images > RERANK_IMAGES:
         raise UsageError(
-            f"{dataset} is too large to be re-ranked",
+            f"{dataset.root} is too large to be re-ranked",
             why=f"it has {images} query and gallery images, the limit is {RERANK_IMAGES}",
             next_step="Measure it without --rerank.",
         )
@@ -71,9 +69,11 @@ def evaluate_model(
         model=chosen.provenance,
         metrics=features.metrics(test, rerank=Reranking() if rerank else None),
         reranked=rerank,
-        num_query=len(data.query),
-        num_gallery=len(data.gallery),
-        shown=ranked_rows(features, test, data, queries=evenly_spread(answerable, queries_shown)),
+        num_query=len(dataset.query),
+        num_gallery=len(dataset.gallery),
+        shown=ranked_rows(
+            features, test, dataset, queries=evenly_spread(answerable, queries_shown)
+        ),
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedreid import __version__
-from fedreid.datasets.layouts import load
+from fedreid.datasets.layouts import Dataset
 from fedreid.errors import JobFailed
 from fedreid.files import write_bytes
 from fedreid.reid.features import pixel_features
@@ -52,9 +52,7 @@ class Exported:
     images_checked: int
 
 
-def export_model(
-    chosen: ChosenModel, form: Format, out: Path, *, dataset: Path, layout: str
-) -> Exported:
+def export_model(chosen: ChosenModel, form: Format, out: Path, *, dataset: Dataset) -> Exported:
     """Write the model to ``out``, and its note beside it, once the file has proved itself.
 
     ``dataset`` lends the real images of the check; none of them is kept.
@@ -65,7 +63,7 @@ def export_model(
         JobFailed: the network can't be exported, or the file gives other embeddings.
         StorageError: the file can't be written.
     """
-    batches = [_random_pixels(chosen), _real_pixels(chosen, dataset, layout)]
+    batches = [_random_pixels(chosen), _real_pixels(chosen, dataset)]
     built = _build(chosen, form)
     difference = _largest_difference(chosen, built, batches)
     if not difference <= TOLERANCE:  # NaN fails too
@@ -99,9 +97,8 @@ def _random_pixels(chosen: ChosenModel) -> ByteArray:
     return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
 
 
-def _real_pixels(chosen: ChosenModel, dataset: Path, layout: str) -> ByteArray:
-    data = load(dataset, layout)
-    records = (data.query or data.gallery or data.train)[:REAL_IMAGES]
+def _real_pixels(chosen: ChosenModel, dataset: Dataset) -> ByteArray:
+    records = (dataset.query or dataset.gallery or dataset.train)[:REAL_IMAGES]
     size = chosen.provenance.backbone
     images = ImageStore(
         [record.path for record in records], height_px=size.height_px, width_px=size.width_px

@@ -144,3 +144,8 @@ def test_what_the_disk_says_becomes_a_storage_error_with_its_cause(number: int, 
 def test_other_errors_pass_a_storage_block_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), storage_errors("write", Path("model")):
         raise ZeroDivisionError
+
+
+def test_a_file_name_that_is_no_utf8_can_be_told() -> None:
+    error = FedreidError("The image caf\udce9.jpg can't be read", why="\udce9", next_step="Go.")
+    assert str(error).encode() == b"The image caf?.jpg can't be read: ? Go."

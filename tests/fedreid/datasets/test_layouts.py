@@ -1,6 +1,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
@@ -72,6 +74,7 @@ def test_strays_are_passed_over_and_misnamed_images_counted(tmp_path: Path) -> N
     (tmp_path / "bounding_box_train/Thumbs.db").write_bytes(b"x")
     dataset = load(tmp_path)
     assert (len(dataset.train), len(dataset.query), dataset.ignored) == (2, 1, 4)
+    assert dataset.first_ignored == tmp_path / "bounding_box_train/-1_c1s1_000401_00.jpg"
 
 
 def test_market_without_tests_can_still_be_loaded(tmp_path: Path) -> None:
@@ -81,8 +84,10 @@ def test_market_without_tests_can_still_be_loaded(tmp_path: Path) -> None:
 
 
 def test_other_names_are_told_what_is_expected(tmp_path: Path) -> None:
-    draw(tmp_path, "bounding_box_train/0001_c2_f0046182.jpg")
-    with pytest.raises(DatasetError, match=r"1 image files .* 0001_c1s1_000151_01\.jpg"):
+    draw(tmp_path, "bounding_box_train/0001-camera-2.jpg")
+    with pytest.raises(
+        DatasetError, match=r"1 image files .*0001-camera-2\.jpg\. .* 0001_c1s1_000151_01\.jpg"
+    ):
         load(tmp_path)
 
 
@@ -119,6 +124,8 @@ def test_folders_with_splits(tmp_path: Path) -> None:
 
 def test_a_name_keeps_its_number_whoever_else_is_there(tmp_path: Path) -> None:
     few = load(draw(tmp_path / "few", "train/anna/door/1.jpg"))
+    assert few.identity_names == {few.train[0].pid: "anna"}
+    assert few.camera_names == {few.train[0].camid: "door"}
     many = load(draw(tmp_path / "many", "train/abel/door/1.jpg", "train/anna/door/1.jpg"))
     assert few.train[0].pid == many.train[1].pid != many.train[0].pid
 
@@ -167,6 +174,73 @@ def test_manifest_names_every_image(tmp_path: Path) -> None:
     assert tmp_path / "a" in dataset.folders
 
 
+def write_parquet(root: Path, columns: dict[str, list[object]]) -> Path:
+    root.mkdir(exist_ok=True)
+    parquet.write_table(arrow.table(columns), root / "manifest.parquet")
+    return root
+
+
+def test_a_parquet_manifest_says_what_csv_says(tmp_path: Path) -> None:
+    csv = write_manifest(
+        tmp_path / "csv",
+        "path,identity,camera,split\n1.jpg,anna,4,train\n2.jpg,12,door,query\n3.jpg,12,4,gallery\n",
+    )
+    columns: dict[str, list[object]] = {
+        "note": [1.5, None, 2.0],
+        "path": ["1.jpg", "2.jpg", "3.jpg"],
+        "split": ["train", "query", "gallery"],
+        "identity": ["anna", "12", "12"],
+        "camera": ["4", "door", "4"],
+    }
+    found = load(write_parquet(tmp_path / "parquet", columns))
+    assert facts(found.train + found.query + found.gallery) == facts(
+        load(csv).train + load(csv).query + load(csv).gallery
+    )
+    assert found.identity_names == load(csv).identity_names
+
+
+def test_parquet_numbers_are_numbers_and_no_split_is_split(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "path": [f"{p}{c}.jpg" for p in range(1, 5) for c in (10, 11)],
+        "identity": [p for p in range(1, 5) for c in (10, 11)],
+        "camera": [c for p in range(1, 5) for c in (10, 11)],
+    }
+    dataset = load(write_parquet(tmp_path, columns))
+    assert (len(dataset.train), len(dataset.query), len(dataset.gallery)) == (4, 4, 4)
+    assert {r.camid for r in dataset.train} == {10, 11}
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"path": ["1.jpg"], "identity": ["a"]}, "no column 'camera'"),
+        ({"path": ["1.jpg", "2.jpg"], "identity": ["a", "b"], "camera": [1, None]}, "row 2 has no"),
+        (
+            {"path": ["1.jpg"], "identity": ["a"], "camera": [1], "split": ["test"]},
+            "row 1 has the split 'test'",
+        ),
+    ],
+)
+def test_a_wrong_parquet_manifest_names_its_row(
+    tmp_path: Path, columns: dict[str, list[object]], why: str
+) -> None:
+    with pytest.raises(DatasetError, match=why):
+        load(write_parquet(tmp_path, columns))
+
+
+def test_a_damaged_parquet_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DatasetError, match=r"manifest\.parquet can't be used"):
+        load(tmp_path)
+
+
+def test_two_manifests_are_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "path,identity,camera\n1.jpg,a,c\n")
+    write_parquet(tmp_path, {"path": ["1.jpg"], "identity": ["a"], "camera": ["c"]})
+    with pytest.raises(DatasetError, match="two manifests"):
+        load(tmp_path)
+
+
 def test_manifest_without_splits_is_split(tmp_path: Path) -> None:
     lines = [f"{p}{c}.jpg,{p},{c}" for p in "abcd" for c in "xy"]
     dataset = load(write_manifest(tmp_path, "path,identity,camera\n" + "\n".join(lines)))
@@ -211,11 +285,33 @@ def test_a_folder_that_fails_while_it_is_read_is_refused(
         raise PermissionError(13, "Permission denied", str(folder))
 
     market(tmp_path)
-    monkeypatch.setattr("fedreid.datasets.layouts.os.scandir", denied)
+    monkeypatch.setattr("fedreid.datasets.layouts.walking.os.scandir", denied)
     with pytest.raises(DatasetError, match="access is denied"):
         load(tmp_path)
 
 
 def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="auto, market1501, folders"):
+    with pytest.raises(UsageError, match=r"auto, market1501, dukemtmc-reid, .*, folders"):
         load(tmp_path, "market")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Анна", "安娜", "أمينة", "José", "Jose\u0301", "two words", "emoji 🚶", "x" * 200, "a\udcffb"],
+)
+def test_identities_and_cameras_may_have_any_name(tmp_path: Path, name: str) -> None:
+    draw(tmp_path, f"train/{name}/{name}/{name}.jpg", f"train/other/{name}/1.jpg")
+    dataset = load(tmp_path)
+    assert len({record.pid for record in dataset.train}) == 2
+    assert len({record.camid for record in dataset.train}) == 1
+    assert name in dataset.identity_names.values()
+
+
+def test_an_accent_is_the_same_however_it_was_composed(tmp_path: Path) -> None:
+    dataset = load(draw(tmp_path, "query/Jos\u00e9/c/1.jpg", "gallery/Jose\u0301/d/1.jpg"))
+    assert dataset.query[0].pid == dataset.gallery[0].pid
+
+
+def test_digits_of_other_alphabets_are_names(tmp_path: Path) -> None:
+    dataset = load(draw(tmp_path, "train/3/c/1.jpg", "train/\u0663/c/1.jpg"))
+    assert len({record.pid for record in dataset.train}) == 2

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from fedreid.jobs import Progress
 from fedreid.plan import TrainingPlan
 from fedreid.wire.tensors import batch_norm_names, save_tensors
 from silo_agent.learning.jobs import EvaluateJob, TrainReport
+from silo_agent.learning.local_round import UPDATE_FILE
 from silo_agent.learning.state import read_classifier
 from silo_agent.learning.worker import SiloWorker
 from tests.silo_agent.learning.sites import (
@@ -214,11 +216,11 @@ def test_a_published_model_is_measured_with_the_silos_own_batch_norm(
     ],
 )
 def test_a_silo_of_few_images_trains(tmp_path: Path, base: Path, training: TrainingPlan) -> None:
-    silo = draw_silo(tmp_path / "few", people=range(1, 2), per_camera=1)
+    silo = draw_silo(tmp_path / "few", people=range(1, 3), per_camera=1)
     report = SiloWorker().train(
         train_job(silo, base, tmp_path / "out", training=training, standalone=True), quiet
     )
-    assert (report.num_images, report.num_identities) == (2, 1)
+    assert (report.num_images, report.num_identities) == (4, 2)
 
 
 def test_what_of_the_recipe_a_silo_leaves_out_is_told(tmp_path: Path, base: Path) -> None:
@@ -251,8 +253,56 @@ def test_a_model_that_diverges_is_no_update(tmp_path: Path, silo: Path, base: Pa
 
 def test_one_training_image_is_too_few(tmp_path: Path, base: Path) -> None:
     draw_person(tmp_path / "one/bounding_box_train/0001_c1s1_000001_01.png", 1, 1)
-    with pytest.raises(DatasetError, match="1 training images"):
+    with pytest.raises(DatasetError, match="one training image"):
         SiloWorker().train(train_job(tmp_path / "one", base, tmp_path / "out"), quiet)
+
+
+def test_a_silo_of_one_person_has_nothing_to_learn(tmp_path: Path, base: Path) -> None:
+    silo = draw_silo(tmp_path / "one", people=range(1, 2))
+    with pytest.raises(DatasetError, match="All training images show one identity"):
+        SiloWorker().train(train_job(silo, base, tmp_path / "out"), quiet)
+
+
+def test_a_silo_without_a_test_set_trains_and_has_no_figures(tmp_path: Path, base: Path) -> None:
+    silo = draw_silo(tmp_path / "silo")
+    shutil.rmtree(silo / "query")
+    shutil.rmtree(silo / "bounding_box_test")
+    for image in (silo / "bounding_box_train").glob("*_c2s1_*"):
+        image.unlink()
+    report = SiloWorker().train(
+        train_job(silo, base, tmp_path / "out", evaluate=ALL, standalone=True), quiet
+    )
+    assert (report.num_images, report.evaluations) == (6, ())
+
+
+def test_a_damaged_image_is_left_out_and_counted(tmp_path: Path, base: Path) -> None:
+    silo = draw_silo(tmp_path / "silo")
+    whole = SiloWorker().train(train_job(silo, base, tmp_path / "whole", evaluate=ALL), quiet)
+    damaged = [min((silo / part).iterdir()) for part in ("bounding_box_train", "query")]
+    for image in damaged:
+        image.write_bytes(image.read_bytes()[:60])
+    report = SiloWorker().train(train_job(silo, base, tmp_path / "out", evaluate=ALL), quiet)
+    assert (whole.num_images, whole.notes, whole.evaluations[0].queries) == (12, (), 3)
+    assert (report.num_images, report.evaluations[0].queries) == (11, 2)
+    assert ["trains without 1 images" in note for note in report.notes] == [True]
+    damaged[0].unlink()
+    damaged[1].unlink()
+    gone = SiloWorker().train(train_job(silo, base, tmp_path / "gone", evaluate=ALL), quiet)
+    assert gone.evaluations == report.evaluations
+    assert read(tmp_path / "gone" / UPDATE_FILE).keys() == read(base).keys()
+    for name, tensor in read(tmp_path / "out" / UPDATE_FILE).items():
+        assert (tensor == read(tmp_path / "gone" / UPDATE_FILE)[name]).all()
+
+
+def test_many_damaged_images_stop_the_round_and_the_first_is_named(
+    tmp_path: Path, base: Path
+) -> None:
+    silo = draw_silo(tmp_path / "silo")
+    damaged = sorted((silo / "bounding_box_train").iterdir())[:2]
+    for image in damaged:
+        image.write_bytes(b"")
+    with pytest.raises(DatasetError, match=f"{damaged[0].name} can't be read: it is empty"):
+        SiloWorker().train(train_job(silo, base, tmp_path / "out"), quiet)
 
 
 def test_a_damaged_or_foreign_base_model_is_refused(tmp_path: Path, silo: Path, base: Path) -> None:
