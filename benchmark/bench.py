@@ -30,6 +30,7 @@ import tomli_w
 from msgspec import Meta
 
 from benchmark.cells import CellKind, ScenarioKind, Transport
+from fedreid.datasets.layouts import REPEATS
 from fedreid.datasets.synthetic import SyntheticSpec
 from fedreid.errors import PlanRefused
 from fedreid.names import check_label
@@ -66,6 +67,10 @@ class DatasetFolder(Section, frozen=True, kw_only=True):
 
     path: str
     layout: str = "auto"
+    split: Annotated[int, Meta(ge=0, lt=REPEATS)] | None = None
+    """Which drawn split of a small set; by default the seed's own, so that ten seeds run all."""
+    withdrawn_confirmed: bool = False
+    """You answer for using a set that its owners have withdrawn."""
 
 
 class ScenarioSpec(Section, frozen=True, kw_only=True):

@@ -103,8 +103,19 @@ class Program:
 class LocalFederation:
     """A coordinator and silo agents below one folder."""
 
-    def __init__(self, root: Path, *, federation: str, silos: Mapping[str, Path]) -> None:
-        """Nothing is started yet; ``silos`` gives each silo's folder of images."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        federation: str,
+        silos: Mapping[str, Path],
+        flags: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Nothing is started yet; ``silos`` gives each silo's folder of images.
+
+        ``flags`` are what a silo's agent is told beside when it joins.
+        """
+        self._flags = flags or {}
         self.root = root
         self.silos = dict(silos)
         self._federation = federation
@@ -160,7 +171,7 @@ class LocalFederation:
         return (
             "silo_agent", "join", "--coordinator", self.endpoint,
             "--token-file", str(self.token(silo)), "--dataset", str(self.silos[silo]),
-            "--data", str(self.agent_data(silo)),
+            "--data", str(self.agent_data(silo)), *self._flags.get(silo, ()),
         )  # fmt: skip
 
     def join(self, silo: str) -> Program:

@@ -38,6 +38,7 @@ from benchmark.results import Accuracy, ModelKind, RoundResult
 from benchmark.scenarios import UNION, Scenario, Source, build, union
 from benchmark.silos import render_silos
 from fedreid.console import err, say
+from fedreid.datasets.layouts import REPEATS
 from fedreid.errors import ExitCode, FedreidError, RunError, UsageError
 from fedreid.files import held_alone, make_folder, remove_folder, write_bytes
 from fedreid.plan import Plan
@@ -146,7 +147,13 @@ def _images(bench: Bench, out: Path, seed: int) -> tuple[dict[str, Source], str]
     if bench.generated is None:
         folders = bench.datasets.items()
         sources = {
-            name: Source(name=name, path=Path(folder.path), layout=folder.layout)
+            name: Source(
+                name=name,
+                path=Path(folder.path),
+                layout=folder.layout,
+                split=seed % REPEATS if folder.split is None else folder.split,
+                withdrawn_confirmed=folder.withdrawn_confirmed,
+            )
             for name, folder in folders
         }
         return sources, bench.public
@@ -381,8 +388,9 @@ def _over_grpc(cell: Cell, scenario: Scenario) -> LocalResult:
     plan = cell.folder / "plan.toml"
     plan.write_text(tomli_w.dumps(msgspec.to_builtins(cell.plan)), "utf-8")
     silos = {silo: folder.path for silo, folder in scenario.silos.items()}
+    flags = {silo: folder.flags for silo, folder in scenario.silos.items()}
     begun = time.monotonic()
-    with LocalFederation(root, federation=cell.bench, silos=silos) as local:
+    with LocalFederation(root, federation=cell.bench, silos=silos, flags=flags) as local:
         local.initialise()
         local.start_run(plan)
         for silo in silos:

@@ -56,8 +56,16 @@ class SiloFolder:
 
     path: Path
     layout: str = "auto"
+    split: int = 0
+    withdrawn_confirmed: bool = False
     test: str = ""
     """Silos with the same word here have the same test set, on which a model is measured once."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What an agent is told of the folder when it joins."""
+        confirmed = ("--confirm-withdrawn",) if self.withdrawn_confirmed else ()
+        return ("--layout", self.layout, "--split", str(self.split), *confirmed)
 
 
 class _Reached(Record, frozen=True, kw_only=True):
@@ -415,6 +423,8 @@ class LocalRun:
             name=name,
             dataset=str(folder.path),
             layout=folder.layout,
+            split=folder.split,
+            withdrawn_confirmed=folder.withdrawn_confirmed,
         )
 
     def _layout(self, digest: str) -> Layout:

@@ -43,6 +43,17 @@ class Source:
     name: str
     path: Path
     layout: str = "auto"
+    split: int = 0
+    withdrawn_confirmed: bool = False
+
+    def load(self) -> Dataset:
+        """Its records; see :func:`fedreid.datasets.layouts.load` for errors."""
+        return load(
+            self.path,
+            self.layout,
+            split=self.split,
+            withdrawn_confirmed=self.withdrawn_confirmed,
+        )
 
     @property
     def generated(self) -> bool:
@@ -82,7 +93,7 @@ def build(
             next_step="Name it in the scenario: datasets = ['market1501'].",
         )
     (source,) = sources.values()
-    dataset = load(source.path, source.layout)
+    dataset = source.load()
     groups = _cameras(dataset) if kind == "by-camera" else _people(dataset, parts, seed)
     scenario = Scenario(silos={}, uses={})
     for name, train in groups.items():
@@ -96,7 +107,7 @@ def union(sources: Mapping[str, Source], out: Path) -> SiloFolder:
     """One silo with the training images of all; it has no test set of its own."""
     rows: list[tuple[str, str, str, str]] = []
     for source in sources.values():
-        for record in load(source.path, source.layout).train:
+        for record in source.load().train:
             person, camera = f"{source.name}/{record.pid}", f"{source.name}/{record.camid}"
             rows.append((str(record.path.resolve()), person, camera, "train"))
     return SiloFolder(path=_write_manifest(out, rows), layout="folders")
@@ -129,8 +140,14 @@ def _write_manifest(out: Path, rows: list[tuple[str, str, str, str]]) -> Path:
 def _by_dataset(sources: Mapping[str, Source]) -> Scenario:
     scenario = Scenario(silos={}, uses={})
     for name, source in sources.items():
-        dataset = load(source.path, source.layout)
-        scenario.silos[name] = SiloFolder(path=source.path, layout=source.layout, test=name)
+        dataset = source.load()
+        scenario.silos[name] = SiloFolder(
+            path=source.path,
+            layout=source.layout,
+            split=source.split,
+            withdrawn_confirmed=source.withdrawn_confirmed,
+            test=name,
+        )
         scenario.uses[name] = _use(source, dataset.train, dataset)
     return scenario
 

@@ -142,6 +142,8 @@ class DistillationPlan(Section, frozen=True, kw_only=True):
 
     images: str = ""
     """The coordinator's folder of public images; empty = no distillation."""
+    exclude_cuhk01: bool = True
+    """Leave P1 of a CUHK02 folder out: it is CUHK01, on whose people silos may be measured."""
     every: Count = 1
     """Rounds between two distillations."""
     loss: Literal["normalised", "paper", "none"] = "normalised"

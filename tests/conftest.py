@@ -1,11 +1,15 @@
 """Which fixtures do tests of several packages share?"""
 
 import importlib
+import os
 import time
 
 import pytest
 
 from tests.parties import FakeClock, Federation
+
+# Two pytest processes share two cores; torch's own threads in each would only fight for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Hypothesis reads this strategy's module only when it is first drawn from, and pytest rewrites the
 # module's syntax tree then. CPython 3.11 fails at that if a finaliser happens to run in the middle

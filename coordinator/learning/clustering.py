@@ -30,8 +30,8 @@ def cluster(job: ClusterJob, progress: ProgressSink) -> ClusterReport:
         UsageError: a model that does not fit the plan's backbone.
     """
     ordered_K = sorted(job.contributions, key=lambda contribution: contribution.silo)
-    images = public_images(job.images, job.backbone)
-    drawn = np.random.default_rng(job.seed).permutation(len(images))[: job.batch_size]
+    images = public_images(job.distillation, job.backbone)
+    drawn = np.random.default_rng(job.seed).permutation(len(images))[: job.distillation.batch_size]
     images_NCHW = normalise(images.batch(np.sort(drawn)))
     fallback = load_tensors(Path(job.student))  # for BatchNorm that a silo keeps to itself
     backbone = load_backbone(job.backbone, fallback).eval()

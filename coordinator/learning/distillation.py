@@ -47,7 +47,7 @@ def distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
         UsageError: a model that does not fit the plan's backbone.
         JobFailed: distillation diverged.
     """
-    images = public_images(job.distillation.images, job.backbone)
+    images = public_images(job.distillation, job.backbone)
     student = load_backbone(job.backbone, load_tensors(Path(job.student))).eval()
     if job.recalibrate:
         recalibrate(student, images, job.distillation.batch_size, job.seed, progress)

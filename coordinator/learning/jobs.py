@@ -68,11 +68,8 @@ class ClusterJob(Job, frozen=True, kw_only=True):
     student: str
     """Lends its BatchNorm to models that keep theirs at the silo."""
     contributions: tuple[Contribution, ...]
-    images: str
-    """Folder of public images."""
-    batch_size: int
-    """Images that the models are compared on."""
-    threads: int
+    distillation: DistillationPlan
+    """Whose images the models are compared on, a batch of them."""
     seed: int
 
 

@@ -54,7 +54,7 @@ def _distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
 def _cluster(job: ClusterJob, progress: ProgressSink) -> ClusterReport:
     from coordinator.learning.clustering import cluster
 
-    _settle_torch(job.threads)
+    _settle_torch(job.distillation.threads)
     return cluster(job, progress)
 
 

@@ -52,9 +52,7 @@ def cluster_job(
         backbone=plan.backbone,
         student=str(_staged(folders, state, AGGREGATE)),
         contributions=_contributions(folders, state),
-        images=plan.distillation.images,
-        batch_size=plan.distillation.batch_size,
-        threads=plan.distillation.threads,
+        distillation=plan.distillation,
         seed=derive_seed(plan.seed, federation, state.run, state.number, "cluster"),
     )
 

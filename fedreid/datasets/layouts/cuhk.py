@@ -66,7 +66,8 @@ def _read_cuhk02(root: Path, walk: Walk, options: Options) -> list[ImageRecord]:
     return records
 
 
-def _is_cuhk02(root: Path) -> bool:
+def is_cuhk02(root: Path) -> bool:
+    """Whether a folder looks like CUHK02."""
     home = folder_in(root, "Dataset") or root
     return any(folder_in(home, f"P{pair}/cam1") is not None for pair in _PAIRS)
 
@@ -80,6 +81,6 @@ CUHK01 = Layout(
 CUHK02 = Layout(
     name="cuhk02",
     expected="Dataset/P1 to Dataset/P5, each with cam1 and cam2 and files such as 001_1.png",
-    recognises=_is_cuhk02,
+    recognises=is_cuhk02,
     read=_read_cuhk02,
 )

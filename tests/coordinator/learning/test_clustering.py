@@ -10,6 +10,7 @@ from hypothesis import strategies as some
 from coordinator.learning.clustering import cluster, first_partition
 from coordinator.learning.jobs import ClusterJob, Contribution
 from fedreid.errors import DatasetError
+from fedreid.plan import DistillationPlan
 from tests.coordinator.learning.sites import TINY, contribution, public_folder
 
 
@@ -59,7 +60,7 @@ def test_a_single_silo_is_a_cluster() -> None:
 def job(folder: Path, contributions: tuple[Contribution, ...], images: str) -> ClusterJob:
     return ClusterJob(
         backbone=TINY, student=contributions[0].path, contributions=contributions,
-        images=images, batch_size=6, threads=1, seed=3,
+        distillation=DistillationPlan(images=images, batch_size=6), seed=3,
     )  # fmt: skip
 
 

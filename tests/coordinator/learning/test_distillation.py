@@ -3,10 +3,12 @@
 Letters: N images, D feature width.
 """
 
+import itertools
 import os
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -88,7 +90,9 @@ class Site:
         return distil(job, self.steps.append)
 
     def images(self) -> Tensor:
-        return normalise(public_images(str(self.public), TINY).batch(np.arange(IMAGES)))
+        return normalise(
+            public_images(DistillationPlan(images=str(self.public)), TINY).batch(np.arange(IMAGES))
+        )
 
     def features(self, path: str | Path) -> Tensor:
         with torch.no_grad():
@@ -118,7 +122,7 @@ def slow_target(site: Site, weights: dict[str, float]) -> Tensor:
 def test_the_target_is_the_mean_of_the_teachers_unit_features(
     site: Site, weighted: bool, weights: dict[str, float]
 ) -> None:
-    images = public_images(str(site.public), TINY)
+    images = public_images(DistillationPlan(images=str(site.public)), TINY)
     job = site.job(site.plan(weighted=weighted))
     target_ND = mean_teacher(job, images, site.steps.append)
     torch.testing.assert_close(target_ND.double(), slow_target(site, weights), rtol=1e-4, atol=1e-6)
@@ -216,7 +220,7 @@ def test_recalibration_gives_the_statistics_of_the_public_images(site: Site) -> 
 
 
 def test_recalibration_forgets_what_the_student_saw_before(site: Site) -> None:
-    images = public_images(str(site.public), TINY)
+    images = public_images(DistillationPlan(images=str(site.public)), TINY)
     fresh, used = (load_backbone(TINY, load_tensors(site.student)).eval() for _ in range(2))
     used.train()
     with torch.no_grad():
@@ -230,7 +234,7 @@ def test_recalibration_forgets_what_the_student_saw_before(site: Site) -> None:
 def test_losses_tell_distillation_apart_from_recalibration(site: Site) -> None:
     both = site.run(site.job(site.plan(), recalibrates=True, out="both"))
     site.run(site.job(site.plan(), distils=False, recalibrates=True, out="recalibrated"))
-    images = public_images(str(site.public), TINY)
+    images = public_images(DistillationPlan(images=str(site.public)), TINY)
     targets_ND = mean_teacher(site.job(site.plan()), images, site.steps.append)
     recalibrated = load_backbone(TINY, load_tensors(site.folder / "recalibrated")).eval()
     loss = distillation.mean_loss(recalibrated, images, targets_ND, site.plan())
@@ -261,7 +265,7 @@ def test_a_teacher_that_kept_its_batch_norm_speaks_with_the_aggregates(
             ),
         }
     )
-    images = public_images(str(site.public), TINY)
+    images = public_images(DistillationPlan(images=str(site.public)), TINY)
     target_ND = mean_teacher(partial, images, site.steps.append)
     with torch.no_grad():
         expected_ND = load_backbone(TINY, {**student, **sent}).eval()(site.images())
@@ -296,12 +300,12 @@ def test_a_folder_with_less_than_two_images_is_refused(tmp_path: Path, count: in
     (tmp_path / "public").mkdir()
     public_folder(tmp_path, count)
     with pytest.raises(DatasetError, match=f"holds {count} image"):
-        public_images(str(tmp_path / "public"), TINY)
+        public_images(DistillationPlan(images=str(tmp_path / "public")), TINY)
 
 
 def test_a_missing_folder_is_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no folder .*Correct the path"):
-        public_images(str(tmp_path / "nowhere"), TINY)
+        public_images(DistillationPlan(images=str(tmp_path / "nowhere")), TINY)
 
 
 def test_one_unreadable_image_among_many_is_refused_by_name(site: Site, tmp_path: Path) -> None:
@@ -315,16 +319,25 @@ def test_one_unreadable_image_among_many_is_refused_by_name(site: Site, tmp_path
 
 def test_decoded_images_are_kept_until_a_file_changes(tmp_path: Path) -> None:
     public = public_folder(tmp_path, 3)
-    kept = public_images(str(public), TINY)
-    assert public_images(str(public), TINY) is kept
+    kept = public_images(DistillationPlan(images=str(public)), TINY)
+    assert public_images(DistillationPlan(images=str(public)), TINY) is kept
     picture(public / "001.png", seed=50)
     os.utime(public / "001.png", ns=(1, 1))
-    assert public_images(str(public), TINY) is not kept
+    assert public_images(DistillationPlan(images=str(public)), TINY) is not kept
 
 
 def test_images_are_found_in_subfolders_and_hidden_files_are_not(tmp_path: Path) -> None:
     public = public_folder(tmp_path, 2)
-    picture(public / "P1" / "cam1" / "x.jpg", 1)
-    picture(public / "P1" / ".hidden.jpg", 1)
+    picture(public / "east" / "side" / "x.jpg", 1)
+    picture(public / "east" / ".hidden.jpg", 1)
     (public / "readme.txt").write_text("not an image")
-    assert len(public_images(str(public), TINY)) == 3
+    assert len(public_images(DistillationPlan(images=str(public)), TINY)) == 3
+
+
+def test_of_cuhk02_the_people_of_cuhk01_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+    for pair, name in itertools.product((1, 2, 3), ("001_1", "001_2")):
+        picture(tmp_path / f"Dataset/P{pair}/cam1/{name}.png", pair)
+    plan = DistillationPlan(images=str(tmp_path))
+    assert len(public_images(plan, TINY)) == 4
+    with_p1 = msgspec.structs.replace(plan, exclude_cuhk01=False)
+    assert len(public_images(with_p1, TINY)) == 6
