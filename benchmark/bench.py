@@ -38,6 +38,8 @@ from fedreid.plan import Count, Plan, Section, parse_plan, parse_toml
 
 PUBLIC = "public"
 """What a method's plan says in ``distillation.images`` for the bench's public images."""
+PRETRAINED = "pretrained"
+"""What ``backbone.start`` says for the bench's own start weights."""
 
 Tree = dict[str, Any]
 
@@ -56,10 +58,15 @@ class GeneratedSilos(Section, frozen=True, kw_only=True):
     public_images: int = 400
     height_px: int = 128
     width_px: int = 64
+    pretraining_rounds: Annotated[int, Meta(ge=0)] = 0
+    """Ordinary training on people of its own that gives the weights which ``backbone.start =
+    "pretrained"`` means (:mod:`benchmark.pretraining`)."""
 
     def spec(self, seed: int) -> SyntheticSpec:
         """What is drawn for a seed; UsageError if it can't be."""
-        return SyntheticSpec(seed=seed, **msgspec.structs.asdict(self))
+        values = msgspec.structs.asdict(self)
+        del values["pretraining_rounds"]
+        return SyntheticSpec(seed=seed, **values)
 
 
 class DatasetFolder(Section, frozen=True, kw_only=True):
@@ -147,9 +154,18 @@ def load_bench(path: Path, *, transport: str = "", workers: int = 0, seeds: str 
 
 
 def method_plan(
-    bench: Bench, method: MethodSpec, folder: Path, *, name: str, seed: int, public: str
+    bench: Bench,
+    method: MethodSpec,
+    folder: Path,
+    *,
+    name: str,
+    seed: int,
+    public: str,
+    start: Path | None = None,
 ) -> Plan:
     """The plan of a cell: the method's file, the bench's overrides, then the method's.
+
+    ``public`` and ``start`` are what the bench has of public images and start weights.
 
     Raises:
         PlanRefused: the file is missing, or the outcome is no plan.
@@ -165,6 +181,14 @@ def method_plan(
                 next_step="Set public = FOLDER in the bench file.",
             )
         distillation["images"] = public
+    backbone = merged.setdefault("backbone", {})
+    if backbone.get("start") == PRETRAINED:
+        if start is None:
+            raise PlanRefused(
+                "The bench has no start weights of its own",
+                next_step="Set pretraining_rounds in [generated], or another backbone.start.",
+            )
+        backbone["start"] = str(start)
     plan = parse_plan(tomli_w.dumps(merged))
     if plan.evaluation.folder:
         raise PlanRefused(

@@ -79,10 +79,16 @@ def read_cells(run: Path) -> list[CellResult]:
     Raises:
         StorageError: a file is damaged.
     """
-    return [_read(path) for path in sorted(run.glob(f"{CELLS}/*/{CELL_NAME}"))]
+    return [read_cell(path.parent) for path in sorted(run.glob(f"{CELLS}/*/{CELL_NAME}"))]
 
 
-def _read(path: Path) -> CellResult:
+def read_cell(folder: Path) -> CellResult:
+    """The result of a finished cell.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    path = folder / CELL_NAME
     with storage_errors("read", path):
         text = path.read_bytes()
     try:

@@ -30,10 +30,19 @@ import tomli_w
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmark.bench import Bench, MethodSpec, ScenarioSpec, method_plan
-from benchmark.cells import BENCH_NAME, CELL_NAME, CellResult, Transport, read_cells, write_cell
+from benchmark.cells import (
+    BENCH_NAME,
+    CELL_NAME,
+    CellResult,
+    Transport,
+    read_cell,
+    read_cells,
+    write_cell,
+)
 from benchmark.collecting import PACKAGES, measured_rounds
 from benchmark.federation import LocalFederation, terminable
 from benchmark.local import PROGRESS_NAME, LocalResult, LocalRun
+from benchmark.pretraining import pretrained
 from benchmark.results import Accuracy, ModelKind, RoundResult
 from benchmark.scenarios import UNION, Scenario, Source, build, union
 from benchmark.silos import render_silos
@@ -41,7 +50,7 @@ from fedreid.console import err, say
 from fedreid.datasets.layouts import REPEATS
 from fedreid.errors import ExitCode, FedreidError, RunError, UsageError
 from fedreid.files import held_alone, make_folder, remove_folder, write_bytes
-from fedreid.plan import Plan
+from fedreid.plan import Plan, parse_plan
 
 _POLL_S = 0.5
 _FAILURE_NAME = "failure.txt"
@@ -69,8 +78,20 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / CELL_NAME).exists()
+        """Whether its result is there.
+
+        Raises:
+            RunError: the result is that of another plan.
+        """
+        if not (self.folder / CELL_NAME).exists():
+            return False
+        before = parse_plan(read_cell(self.folder).plan)
+        if before == _with_everybody(self.plan, before.quorum.min_silos):
+            return True
+        raise RunError(
+            f"The cell {self.folder.name} was run with another plan",
+            next_step=f"Remove {self.folder} to run it again, or name another --out.",
+        )
 
 
 def run_grid(bench: Bench, bench_folder: Path, out: Path) -> list[CellResult]:
@@ -82,7 +103,8 @@ def run_grid(bench: Bench, bench_folder: Path, out: Path) -> list[CellResult]:
         FedreidError: a plan or dataset that can't be used.
     """
     _claim(bench, out)
-    cells = [cell for seed in bench.seeds for cell in _cells(bench, bench_folder, out, seed)]
+    start = pretrained(bench, out)
+    cells = [cell for seed in bench.seeds for cell in _cells(bench, bench_folder, out, seed, start)]
     left = [cell for cell in cells if not cell.finished]
     say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
     failed = _run(left, bench.workers if bench.transport == "local" else 1)
@@ -123,13 +145,17 @@ def _continues(before: Bench, bench: Bench) -> bool:
     )
 
 
-def _cells(bench: Bench, bench_folder: Path, out: Path, seed: int) -> Iterator[Cell]:
+def _cells(
+    bench: Bench, bench_folder: Path, out: Path, seed: int, start: Path | None
+) -> Iterator[Cell]:
     sources, public = _images(bench, out, seed)
     for scenario in bench.scenarios:
         chosen = _chosen(scenario, sources)
         for method in bench.methods:
             name = f"{scenario.label}-{method.name}-s{seed}"
-            plan = method_plan(bench, method, bench_folder, name=name, seed=seed, public=public)
+            plan = method_plan(
+                bench, method, bench_folder, name=name, seed=seed, public=public, start=start
+            )
             yield Cell(
                 bench=bench.name,
                 method=method,

@@ -118,6 +118,13 @@ class LocalRun:
         }
         self._seconds = 0.0
 
+    @property
+    def model(self) -> Path:
+        """The newest published model, after :meth:`run`."""
+        reached = self._resumed()
+        assert reached is not None
+        return orders.model_path(self._folders, Digest(reached.base_digest))
+
     def run(self) -> LocalResult:
         """All rounds of the plan.
 

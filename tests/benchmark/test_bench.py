@@ -21,7 +21,9 @@ PLANS = sorted(
 def test_every_bench_that_comes_along_gives_a_plan_for_each_method(name: str) -> None:
     bench = load_bench(Path(name))
     for method in bench.methods:
-        plan = method_plan(bench, method, Path(), name="x", seed=3, public="/public")
+        plan = method_plan(
+            bench, method, Path(), name="x", seed=3, public="/public", start=Path("/start")
+        )
         assert plan.seed == 3 and not plan.evaluation.standalone
 
 
@@ -96,6 +98,13 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
 def test_public_images_that_nobody_has_are_missed_before_anything_runs(tmp_path: Path) -> None:
     bench = load_bench(written(tmp_path, WHOLE.replace("paper.toml", "kd-paper.toml")))
     with pytest.raises(PlanRefused, match="needs public images"):
+        method_plan(bench, bench.methods[0], tmp_path, name="c", seed=0, public="")
+
+
+def test_start_weights_that_the_bench_does_not_make_are_missed(tmp_path: Path) -> None:
+    text = WHOLE.replace("[[methods]]", '[override.backbone]\nstart = "pretrained"\n[[methods]]')
+    bench = load_bench(written(tmp_path, text))
+    with pytest.raises(PlanRefused, match="no start weights of its own"):
         method_plan(bench, bench.methods[0], tmp_path, name="c", seed=0, public="")
 
 

@@ -18,8 +18,10 @@ OVERRIDE = {
     "backbone": {
         "name": "shufflenet_v2_x0_5", "start": "random", "height_px": 64, "width_px": 32,
     },
-    "training": {"threads": 1, "batch_size": 8, "learning_rate": 0.01},
-    "distillation": {"batch_size": 8},
+    "training": {
+        "threads": 1, "batch_size": 8, "learning_rate": 0.002, "backbone_learning_rate": 0.002,
+    },
+    "distillation": {"images": "public", "batch_size": 8},
 }  # fmt: skip
 
 
