@@ -291,7 +291,7 @@ def run_cell(cell: Cell) -> str:
         with held_alone(make_folder(cell.folder), by="benchmark"):
             result = _measured(cell)
     except FedreidError as error:
-        why = str(error) + (f": {error.why}" if error.why else "")
+        why = str(error)
         write_bytes(cell.folder / _FAILURE_NAME, why.encode())
         return why
     seconds = max(result.seconds, time.monotonic() - begun)

@@ -16,12 +16,11 @@ from benchmark.scenarios import UNION, Source, union
 from benchmark.silos import render_silos
 from fedreid.console import say
 from fedreid.files import remove_folder
-from fedreid.plan import Plan, parse_plan
+from fedreid.plan import Plan, TrainingPlan, parse_plan
 
 PRETRAINING_SEED = 1_000_000
 """Of its people: no seed that a bench would name."""
 
-_LEARNING_RATE = 0.05
 _SHARE_AT_FULL_RATE = 0.75
 
 
@@ -56,18 +55,20 @@ def pretrained(bench: Bench, out: Path) -> Path | None:
 
 def _plan(override: Tree, rounds: int) -> Plan:
     backbone = {**override.get("backbone", {}), "start": "random"}
+    training = override.get("training", {})
+    rate = training.get("learning_rate", TrainingPlan().learning_rate)
     tree = {
         "name": "pretraining",
         "rounds": rounds,
         "seed": PRETRAINING_SEED,
         "backbone": backbone,
         "training": {
-            "learning_rate": _LEARNING_RATE,
-            "backbone_learning_rate": _LEARNING_RATE,
+            "learning_rate": rate,
+            "backbone_learning_rate": rate,
             "dropout": 0.0,
             "schedule": "step",
             "steps": [int(rounds * _SHARE_AT_FULL_RATE)],
-            "threads": override.get("training", {}).get("threads", 1),
+            "threads": training.get("threads", 1),
         },
         "quorum": {"min_silos": 1},
         "evaluation": {"every": rounds, "standalone": False},
