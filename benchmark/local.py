@@ -299,7 +299,9 @@ class LocalRun:
             return Distilled(loss_before=distilled.loss_before, loss_after=distilled.loss_after)
         assert state.phase is Phase.PUBLISHING, "bench files refuse an evaluation.folder"
         rules = orders.rules_of(self._plan, state)
-        parts = orders.cluster_aggregate_jobs(self._folders, state, self._plan, state.clusters)
+        parts = orders.cluster_aggregate_jobs(
+            self._folders, state, self._plan, self._federation, state.clusters
+        )
         digests = [self._place(Path(job.out)) for job in parts]
         return Published(
             model_digest=self._place(orders.result_path(self._folders, state, rules)),
@@ -308,13 +310,15 @@ class LocalRun:
         )
 
     def _aggregate(self, state: RoundState) -> Aggregated:
-        whole = orders.aggregate_job(self._folders, state, self._plan)
+        whole = orders.aggregate_job(self._folders, state, self._plan, self._federation)
         report = self._do(whole, jobs.AggregateReport)
         clusters: tuple[tuple[str, ...], ...] = ()
         if self._plan.aggregation.clustering == "finch":
             job = orders.cluster_job(self._folders, state, self._plan, self._federation)
             clusters = self._do(job, jobs.ClusterReport).clusters
-        for part in orders.cluster_aggregate_jobs(self._folders, state, self._plan, clusters):
+        for part in orders.cluster_aggregate_jobs(
+            self._folders, state, self._plan, self._federation, clusters
+        ):
             self._do(part, jobs.AggregateReport)
         return Aggregated(weights=report.weights, update_norm=report.update_norm, clusters=clusters)
 

@@ -72,6 +72,7 @@ class _Round:
     """The model before the base, where momentum needs it."""
     updates_K: list[_Update]
     plan: AggregationPlan
+    seed: int
 
 
 def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
@@ -91,6 +92,7 @@ def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
                 for c in sorted(job.contributions, key=lambda contribution: contribution.silo)
             ],
             plan=job.aggregation,
+            seed=job.seed,
         )
         for update in opened.updates_K:
             _check_layout(update, opened.base, job.aggregation)
@@ -168,9 +170,11 @@ def _terms(name: str, opened: _Round) -> list[_Update]:
     senders = _senders(name, opened.updates_K)
     if not senders:  # policy ``local``, and no silo may send this one: the base's stays
         return [replace(opened.base, share=1.0)]
-    if is_statistic(name):
-        return [replace(senders[0], share=1.0)] if opened.plan.bn == "reference" else senders
-    return _stepped(senders, opened)
+    if not is_statistic(name):
+        return _stepped(senders, opened)
+    if opened.plan.bn == "reference":  # the reference's order of silos is another in each round
+        return [replace(senders[opened.seed % len(senders)], share=1.0)]
+    return senders
 
 
 def _stepped(senders: list[_Update], opened: _Round) -> list[_Update]:

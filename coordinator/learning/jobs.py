@@ -47,6 +47,8 @@ class AggregateJob(Job, frozen=True, kw_only=True):
     aggregation: AggregationPlan
     momentum: float = 0.0
     """Of the silos' optimiser, for FedNova's normalisation."""
+    seed: int = 0
+    """Draws the silo that ``bn = reference`` takes for the first of the round."""
     out: str
 
 

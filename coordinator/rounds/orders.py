@@ -30,7 +30,9 @@ def start_job(folders: Folders, plan: Plan, federation: str) -> jobs.InitialiseJ
     )
 
 
-def aggregate_job(folders: Folders, state: RoundState, plan: Plan) -> jobs.AggregateJob:
+def aggregate_job(
+    folders: Folders, state: RoundState, plan: Plan, federation: str
+) -> jobs.AggregateJob:
     """Make the global model of the round's updates."""
     momentum = plan.aggregation.server_momentum > 0.0 and state.previous_digest
     previous = model_path(folders, Digest(state.previous_digest)) if momentum else ""
@@ -40,6 +42,7 @@ def aggregate_job(folders: Folders, state: RoundState, plan: Plan) -> jobs.Aggre
         contributions=_contributions(folders, state),
         aggregation=plan.aggregation,
         momentum=plan.training.momentum if plan.training.optimiser == "sgd" else 0.0,
+        seed=derive_seed(plan.seed, federation, state.run, state.number, "first"),
         out=str(_staged(folders, state, AGGREGATE)),
     )
 
@@ -58,10 +61,14 @@ def cluster_job(
 
 
 def cluster_aggregate_jobs(
-    folders: Folders, state: RoundState, plan: Plan, clusters: Sequence[Sequence[str]]
+    folders: Folders,
+    state: RoundState,
+    plan: Plan,
+    federation: str,
+    clusters: Sequence[Sequence[str]],
 ) -> list[jobs.AggregateJob]:
     """Make each cluster's own model; a single cluster has the global one."""
-    whole = aggregate_job(folders, state, plan)
+    whole = aggregate_job(folders, state, plan, federation)
     if len(clusters) < 2:
         return []
     return [

@@ -74,7 +74,9 @@ class Phases:
         )
         staged = [
             Path(job.out)
-            for job in orders.cluster_aggregate_jobs(self._folders, state, plan, state.clusters)
+            for job in orders.cluster_aggregate_jobs(
+                self._folders, state, plan, self._federation, state.clusters
+            )
         ]
         staged.append(orders.result_path(self._folders, state, rules))
         return [
@@ -92,7 +94,7 @@ class Phases:
         return model
 
     async def _aggregate(self, state: RoundState, plan: Plan) -> Event:
-        job = orders.aggregate_job(self._folders, state, plan)
+        job = orders.aggregate_job(self._folders, state, plan, self._federation)
         report = await self._worker.run(job, jobs.AggregateReport, self._progress)
         clusters: tuple[tuple[str, ...], ...] = ()
         if plan.aggregation.clustering == "finch":
@@ -102,7 +104,9 @@ class Phases:
                 self._progress,
             )
             clusters = told.clusters
-        for part in orders.cluster_aggregate_jobs(self._folders, state, plan, clusters):
+        for part in orders.cluster_aggregate_jobs(
+            self._folders, state, plan, self._federation, clusters
+        ):
             await self._worker.run(part, jobs.AggregateReport, self._progress)
         return Aggregated(weights=report.weights, update_norm=report.update_norm, clusters=clusters)
 

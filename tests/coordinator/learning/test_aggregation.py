@@ -65,13 +65,19 @@ class Federation:
         self.steps: list[Progress] = []
 
     def aggregate(
-        self, bn: BatchNormPolicy = "pooled", *, order: list[int] | None = None, out: str = "out"
+        self,
+        bn: BatchNormPolicy = "pooled",
+        *,
+        order: list[int] | None = None,
+        out: str = "out",
+        seed: int = 0,
     ) -> tuple[AggregateReport, Model]:
         chosen = order if order is not None else list(range(len(self.models)))
         job = AggregateJob(
             base=str(self.base_path),
             contributions=tuple(self.contributions[k] for k in chosen),
             aggregation=AggregationPlan(weighting="samples", max_share=1.0, bn=bn),
+            seed=seed,
             out=str(self.folder / out),
         )
         report = aggregate(job, self.steps.append)
@@ -148,12 +154,13 @@ def test_recalibrated_starts_from_the_pooled_statistics(three: Federation) -> No
     assert digest_of(three.folder / "pooled") == digest_of(three.folder / "recalibrated")
 
 
-def test_reference_takes_the_first_silos_buffers_and_averages_its_parameters(
-    three: Federation,
+@pytest.mark.parametrize(("seed", "first"), [(0, 0), (1, 1), (5, 2)])
+def test_reference_takes_one_silos_buffers_and_averages_all_parameters(
+    three: Federation, seed: int, first: int
 ) -> None:
-    report, model = three.aggregate("reference", order=[2, 0, 1])
+    report, model = three.aggregate("reference", order=[2, 0, 1], seed=seed)
     for name in ("bn.running_mean", "bn.running_var"):
-        np.testing.assert_array_equal(model[name], three.models[0][name])
+        np.testing.assert_array_equal(model[name], three.models[first][name])
     expected = slow_mean(three.models, list(report.weights.values()), "bn.weight")
     np.testing.assert_array_equal(model["bn.weight"], expected)
 
