@@ -6,11 +6,7 @@ Ratios are in 0..1, times in seconds, sizes in bytes.
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
-from benchmark.results import Accuracy, Record, RoundResult
-from fedreid.errors import StorageError, storage_errors
-from fedreid.files import write_bytes
+from benchmark.results import Accuracy, Record, RoundResult, read_record, write_record
 
 CellKind = Literal["federated", "standalone", "centralised"]
 """A federation; each silo alone; one model trained on the images of all silos (upper bound)."""
@@ -69,8 +65,7 @@ class CellResult(Record, frozen=True, kw_only=True):
 
 def write_cell(folder: Path, cell: CellResult) -> None:
     """Durably write ``cell.json``; a folder that has it is finished."""
-    text = msgspec.json.format(msgspec.json.encode(cell), indent=2) + b"\n"
-    write_bytes(folder / CELL_NAME, text)
+    write_record(folder / CELL_NAME, cell)
 
 
 def read_cells(run: Path) -> list[CellResult]:
@@ -88,14 +83,9 @@ def read_cell(folder: Path) -> CellResult:
     Raises:
         StorageError: it is missing or damaged.
     """
-    path = folder / CELL_NAME
-    with storage_errors("read", path):
-        text = path.read_bytes()
-    try:
-        return msgspec.json.decode(text, type=CellResult)
-    except msgspec.DecodeError as error:
-        raise StorageError(
-            f"The result {path} can't be read",
-            why=str(error),
-            next_step="Remove its folder; the benchmark runs that cell again.",
-        ) from error
+    return read_record(
+        folder / CELL_NAME,
+        CellResult,
+        what="result",
+        next_step="Remove its folder; the benchmark runs that cell again.",
+    )

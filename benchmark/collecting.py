@@ -62,13 +62,7 @@ def _figures(told: Iterable[admin_pb2.SiloEvaluation]) -> Figures:
     figures: Figures = defaultdict(lambda: defaultdict(dict))
     for item in told:
         result = evaluation_from_wire(item.evaluation)
-        figures[item.round][item.silo][result.model] = Accuracy(
-            rank1=result.rank1,
-            rank5=result.rank5,
-            map=result.map,
-            minp=result.minp,
-            queries=result.queries,
-        )
+        figures[item.round][item.silo][result.model] = Accuracy.of(result)
     return figures
 
 

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import msgspec
-
 from benchmark import report, results
 from benchmark.cells import BENCH_NAME, CELLS, read_cells
 from benchmark.claims import Claims
 from benchmark.grid_report import write_grid_report
-from benchmark.results import Record
-from fedreid.errors import ConfigRefused, StorageError, storage_errors
+from benchmark.results import Record, read_record
+from fedreid.errors import ConfigRefused
 
 
 class _Named(Record, frozen=True, kw_only=True):
@@ -45,14 +43,10 @@ def _claims(run: Path, best: str, reference: str) -> Claims:
     path = run / BENCH_NAME
     named = _Named()
     if path.is_file():
-        with storage_errors("read", path):
-            text = path.read_bytes()
-        try:
-            named = msgspec.json.decode(text, type=_Named)
-        except msgspec.DecodeError as error:
-            raise StorageError(
-                f"The bench {path} can't be read",
-                why=str(error),
-                next_step="Run the benchmark again; it writes the file anew.",
-            ) from error
+        named = read_record(
+            path,
+            _Named,
+            what="bench",
+            next_step="Run the benchmark again; it writes the file anew.",
+        )
     return Claims(best=best or named.best, reference=reference or named.reference)

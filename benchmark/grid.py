@@ -3,7 +3,7 @@
 ::
 
     RUN/
-    ├── bench.toml
+    ├── bench.json               which bench it is
     ├── data/seed-0/             generated silos
     ├── cells/SCENARIO-METHOD-s0/
     │   ├── cell.json            when it is finished
@@ -33,6 +33,7 @@ from benchmark.bench import Bench, MethodSpec, ScenarioSpec, method_plan
 from benchmark.cells import (
     BENCH_NAME,
     CELL_NAME,
+    CELLS,
     CellResult,
     Transport,
     read_cell,
@@ -45,7 +46,7 @@ from benchmark.local import PROGRESS_NAME, LocalResult, LocalRun
 from benchmark.pretraining import pretrained
 from benchmark.results import Accuracy, ModelKind, RoundResult
 from benchmark.scenarios import UNION, Scenario, Source, build, union
-from benchmark.silos import render_silos
+from benchmark.silos import drawn_silos
 from fedreid.console import err, say
 from fedreid.datasets.layouts import REPEATS
 from fedreid.errors import ExitCode, FedreidError, RunError, UsageError
@@ -108,7 +109,6 @@ def run_grid(bench: Bench, bench_folder: Path, out: Path) -> list[CellResult]:
     left = [cell for cell in cells if not cell.finished]
     say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
     failed = _run(left, bench.workers if bench.transport == "local" else 1)
-    results = read_cells(out)
     if failed:
         name, why = failed[0]
         raise RunError(
@@ -116,7 +116,7 @@ def run_grid(bench: Bench, bench_folder: Path, out: Path) -> list[CellResult]:
             why=why,
             next_step="Run the same command again to try them again; the others are kept.",
         )
-    return results
+    return read_cells(out)
 
 
 def _claim(bench: Bench, out: Path) -> None:
@@ -162,7 +162,7 @@ def _cells(
                 scenario=scenario,
                 seed=seed,
                 transport=bench.transport if method.kind == "federated" else "local",
-                folder=out / "cells" / name,
+                folder=out / CELLS / name,
                 plan=plan,
                 sources=chosen,
             )
@@ -185,13 +185,7 @@ def _images(bench: Bench, out: Path, seed: int) -> tuple[dict[str, Source], str]
         return sources, bench.public
     data = out / "data" / f"seed-{seed}"
     spec = bench.generated.spec(seed)
-    if not (data / "synthetic.json").exists():
-        remove_folder(data)
-        render_silos(data, spec, workers=bench.workers)
-    silos = {
-        path.parent.name: Source(name=path.parent.name, path=path.parent, layout="market1501")
-        for path in sorted(data.glob("*/query"))
-    }
+    silos = drawn_silos(data, spec, workers=bench.workers)
     return silos, str((data / "public").resolve()) if spec.public_images else ""
 
 

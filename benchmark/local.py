@@ -38,7 +38,7 @@ from fedreid.errors import RunError, storage_errors
 from fedreid.files import digest_of, make_folder, remove_folder, replacing, write_bytes
 from fedreid.jobs import Job, Progress, ReportT
 from fedreid.names import Digest
-from fedreid.plan import Encoding, Plan
+from fedreid.plan import Plan
 from fedreid.wire.encoding import decode, encode, payload_bytes
 from fedreid.wire.tensors import Layout, TensorFile
 from silo_agent import config as agent
@@ -99,7 +99,6 @@ class LocalRun:
         plan: Plan,
         silos: Mapping[str, SiloFolder],
         tests: Mapping[str, SiloFolder] | None = None,
-        tell: Callable[[int, str], None] = lambda number, what: None,
     ) -> None:
         """Prepare a run below ``root``; one of the same plan that was interrupted goes on.
 
@@ -110,13 +109,11 @@ class LocalRun:
         self._plan = plan
         self._silos = dict(sorted(silos.items()))
         self._tests = dict(sorted((silos if tests is None else tests).items()))
-        self._tell = tell
         self._folders = Folders(root / "coordinator")
         self._workers = {name: SiloWorker() for name in {*self._silos, *self._tests}}
         self._outboxes = {
             name: Outbox(agent.Folders(make_folder(root / name))) for name in self._silos
         }
-        self._seconds = 0.0
 
     @property
     def model(self) -> Path:
@@ -171,14 +168,12 @@ class LocalRun:
         before = self._before(state)
         uploaded, local = 0, {}
         for silo in self._silos:
-            self._tell(number, f"{silo} trains")
             state, results, size = self._take_part(state, silo)
             local[silo] = results
             uploaded += size
         seconds["collecting"] = time.monotonic() - begun
         while not state.ended:
             phase, begun = state.phase, time.monotonic()
-            self._tell(number, str(phase))
             state = self._next(state, self._perform(state))
             seconds[str(phase)] = time.monotonic() - begun
         self._tidy(state)
@@ -214,7 +209,7 @@ class LocalRun:
         outbox = self._outboxes[silo]
         finished = outbox.find(task.run, task.round, task.base_digest)
         if finished is None:
-            finished = self._train(task, silo, self._download(state, silo))
+            finished = self._train(task, silo, self._downloaded(state.base_of(silo)))
         parcel = self._packed(outbox.folder(finished), state, silo)
         self._deliver(parcel, state, silo)
         outbox.remove_before(finished)
@@ -270,11 +265,9 @@ class LocalRun:
         with TensorFile(target) as update, TensorFile(base) as before:
             check_values(update, before, self._plan.validation)
 
-    def _download(self, state: RoundState, silo: str) -> Path:
-        """The silo's copy of the model that it starts from, as the wire would give it."""
-        return self._as_downloaded(state.base_of(silo), self._plan.wire.download)
-
-    def _as_downloaded(self, digest: str, encoding: Encoding) -> Path:
+    def _downloaded(self, digest: str) -> Path:
+        """A silo's copy of a published model, as the wire would give it."""
+        encoding = self._plan.wire.download
         path = orders.model_path(self._folders, Digest(digest))
         if encoding == "fp32":
             return path
@@ -363,8 +356,7 @@ class LocalRun:
             if key in known:
                 found[name] = known[key]
                 continue
-            self._tell(state.number, f"the global model is measured at {name}")
-            model = self._as_downloaded(model_of(name), self._plan.wire.download)
+            model = self._downloaded(model_of(name))
             job = EvaluateJob.of(
                 evaluate_task(self._plan, state, name),
                 self._silo(name, folder),
@@ -372,7 +364,7 @@ class LocalRun:
                 previous=self._previous(name, before=before) if name in self._silos else "",
             )
             for result in self._workers[name].evaluate(job, _unheard).evaluations:
-                found[name] = _accuracy(result)
+                found[name] = Accuracy.of(result)
                 if folder.test and self._plan.aggregation.bn != "local":
                     known[key] = found[name]
         return found
@@ -385,7 +377,7 @@ class LocalRun:
         local: dict[str, tuple[EvaluationResult, ...]],
     ) -> RoundResult:
         figures: dict[str, dict[ModelKind, Accuracy]] = {
-            silo: {result.model: _accuracy(result) for result in results}
+            silo: {result.model: Accuracy.of(result) for result in results}
             for silo, results in local.items()
             if results
         }
@@ -448,16 +440,6 @@ class LocalRun:
 
 def _unheard(progress: Progress) -> None:
     """Steps within a job are not shown."""
-
-
-def _accuracy(result: EvaluationResult) -> Accuracy:
-    return Accuracy(
-        rank1=result.rank1,
-        rank5=result.rank5,
-        map=result.map,
-        minp=result.minp,
-        queries=result.queries,
-    )
 
 
 def _with_global(one: RoundResult, figures: dict[str, Accuracy]) -> RoundResult:

@@ -12,8 +12,8 @@ import tomli_w
 
 from benchmark.bench import Bench, Tree
 from benchmark.local import LocalRun
-from benchmark.scenarios import UNION, Source, union
-from benchmark.silos import render_silos
+from benchmark.scenarios import UNION, union
+from benchmark.silos import drawn_silos
 from fedreid.console import say
 from fedreid.files import remove_folder
 from fedreid.plan import Plan, TrainingPlan, parse_plan
@@ -33,13 +33,7 @@ def pretrained(bench: Bench, out: Path) -> Path | None:
     if start.exists():
         return start.resolve()
     data, work = out / "data" / "pretraining", out / "data" / "pretraining-run"
-    if not (data / "synthetic.json").exists():
-        remove_folder(data)
-        render_silos(data, generated.spec(PRETRAINING_SEED), workers=bench.workers)
-    sources = {
-        path.parent.name: Source(name=path.parent.name, path=path.parent, layout="market1501")
-        for path in sorted(data.glob("*/query"))
-    }
+    sources = drawn_silos(data, generated.spec(PRETRAINING_SEED), workers=bench.workers)
     say(f"training start weights for {generated.pretraining_rounds} rounds")
     run = LocalRun(
         work,

@@ -5,10 +5,11 @@ Ratios are in 0..1, times in seconds, sizes in bytes.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 
+from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError, storage_errors
 from fedreid.files import write_bytes
 
@@ -28,6 +29,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the report; immutable. Unknown keys are skipped, so newer reports can be read."""
 
 
+RecordT = TypeVar("RecordT", bound=Record)
+
+
 class Accuracy(Record, frozen=True, kw_only=True):
     """One model on one silo's query and gallery (reid-spec §8)."""
 
@@ -37,6 +41,17 @@ class Accuracy(Record, frozen=True, kw_only=True):
     minp: float
     queries: int
     """Valid queries: those with a match in another camera."""
+
+    @classmethod
+    def of(cls, result: EvaluationResult) -> "Accuracy":
+        """What a silo has measured, as far as reports show it."""
+        return cls(
+            rank1=result.rank1,
+            rank5=result.rank5,
+            map=result.map,
+            minp=result.minp,
+            queries=result.queries,
+        )
 
 
 class SiloResult(Record, frozen=True, kw_only=True, rename={"global_": "global"}):
@@ -144,8 +159,8 @@ def series(
 
 
 def write(path: Path, results: Results) -> None:
-    """Durably write ``report.json``: indented, in the order of the fields."""
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    """Durably write ``report.json``."""
+    write_record(path, results)
 
 
 def read(path: Path) -> Results:
@@ -154,13 +169,27 @@ def read(path: Path) -> Results:
     Raises:
         StorageError: it is missing or damaged.
     """
+    return read_record(
+        path, Results, what="report", next_step="Run the benchmark again; it writes the file anew."
+    )
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Durably write a record as JSON: indented, in the order of its fields."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def read_record(path: Path, kind: type[RecordT], *, what: str, next_step: str) -> RecordT:
+    """The record in a JSON file.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
     with storage_errors("read", path):
         text = path.read_bytes()
     try:
-        return msgspec.json.decode(text, type=Results)
+        return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError as error:
         raise StorageError(
-            f"The report {path} can't be read",
-            why=str(error),
-            next_step="Run the benchmark again; it writes the file anew.",
+            f"The {what} {path} can't be read", why=str(error), next_step=next_step
         ) from error

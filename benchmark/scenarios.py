@@ -33,7 +33,8 @@ from fedreid.seeds import derive_seed
 
 UNION = "union"
 _COLUMNS = ("path", "identity", "camera", "split")
-_MARK = "synthetic.json"
+GENERATED_MARK = "synthetic.json"
+"""File that lies beside generated silos once all are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class Source:
     @property
     def generated(self) -> bool:
         """Whether its people were rendered here."""
-        return (self.path.parent / _MARK).exists()
+        return (self.path.parent / GENERATED_MARK).exists()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,21 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from benchmark.scenarios import GENERATED_MARK, Source
 from fedreid.console import err, say
 from fedreid.datasets.synthetic import SyntheticSpec, SyntheticSummary, render
+from fedreid.files import remove_folder
+
+
+def drawn_silos(out: Path, spec: SyntheticSpec, *, workers: int) -> dict[str, Source]:
+    """The silos of a spec by name, rendered unless they are there already."""
+    if not (out / GENERATED_MARK).exists():
+        remove_folder(out)
+        render_silos(out, spec, workers=workers)
+    return {
+        path.parent.name: Source(name=path.parent.name, path=path.parent, layout="market1501")
+        for path in sorted(out.glob("*/query"))
+    }
 
 
 def render_silos(out: Path, spec: SyntheticSpec, *, workers: int) -> SyntheticSummary:

@@ -68,14 +68,14 @@ def cluster_aggregate_jobs(
     clusters: Sequence[Sequence[str]],
 ) -> list[jobs.AggregateJob]:
     """Make each cluster's own model; a single cluster has the global one."""
-    whole = aggregate_job(folders, state, plan, federation)
     if len(clusters) < 2:
         return []
+    whole = aggregate_job(folders, state, plan, federation)
     return [
         msgspec.structs.replace(
             whole,
             contributions=tuple(c for c in whole.contributions if c.silo in members),
-            out=str(cluster_path(folders, state, index)),
+            out=str(_staged(folders, state, f"cluster-{index}")),
         )
         for index, members in enumerate(clusters)
     ]
@@ -88,11 +88,6 @@ def models_by_silo(state: RoundState, digests: Sequence[str]) -> dict[str, str]:
         for members, digest in zip(state.clusters, digests, strict=False)  # none for one cluster
         for silo in members
     }
-
-
-def cluster_path(folders: Folders, state: RoundState, index: int) -> Path:
-    """The model of a cluster, before it is published."""
-    return _staged(folders, state, f"cluster-{index}")
 
 
 def distil_job(folders: Folders, state: RoundState, plan: Plan, federation: str) -> jobs.DistilJob:
