@@ -27,6 +27,7 @@ run_app_ = typer.Typer(no_args_is_help=True, help="Runs: plans that are carried 
 round_app = typer.Typer(no_args_is_help=True, help="Rounds of a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Published models.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
+audit_app = typer.Typer(no_args_is_help=True, help="What has happened, hash-chained.")
 for name, group in (
     ("token", token_app),
     ("silo", silo_app),
@@ -34,6 +35,7 @@ for name, group in (
     ("round", round_app),
     ("model", model_app),
     ("config", config_app),
+    ("audit", audit_app),
 ):
     app.add_typer(group, name=name)
 
@@ -334,6 +336,28 @@ def model_export(
 
     release = export_model(data, coordinator, digest, out_file)
     say(f"wrote model {release.version} ({release.run}, round {release.round}) to {out_file}")
+
+
+@audit_app.command("verify")
+def audit_verify(data: Data, as_json: Json = False) -> None:
+    """Check the audit log's chain of hashes from its first line to its last."""
+    from coordinator.folders import Folders
+    from fedreid.audit_printing import print_verified
+
+    print_verified(Folders(data).audit, as_json=as_json)
+
+
+@audit_app.command("show")
+def audit_show(
+    data: Data,
+    last: Annotated[int, typer.Option(help="How many lines; 0 = all.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Print the newest lines of the audit log."""
+    from coordinator.folders import Folders
+    from fedreid.audit_printing import print_lines
+
+    print_lines(Folders(data).audit, last=last, as_json=as_json)
 
 
 def _seconds(text: str) -> float:

@@ -6,6 +6,7 @@
     authority/         the federation's CA models/          published models, by digest
     server/  admin/    identities          spool/           updates of the current round
     model-key.pem      signs models        work/            intermediate models of the round
+    audit/             what happened, hash-chained
 """
 
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ class Folders:
     def model_key(self) -> Path:
         """Key that signs models."""
         return self.root / "model-key.pem"
+
+    @property
+    def audit(self) -> Path:
+        """What happened."""
+        return self.root / "audit"
 
     @property
     def models(self) -> Path:

@@ -1,14 +1,17 @@
 """How do the coordinator's parts come together and run until they are told to stop?"""
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+import fedreid
 from coordinator.admin import AdminServicer
 from coordinator.config import Config, load_authority, load_config
 from coordinator.folders import Folders
@@ -21,18 +24,21 @@ from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.service import EnrolmentServicer, FederationServicer
 from coordinator.trust.access import Access
+from coordinator.trust.denials import Denials
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.registry import Registry
 from coordinator.trust.tls import server_credentials
+from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
-from fedreid.errors import ConfigRefused
+from fedreid.errors import ConfigRefused, StorageError
 from fedreid.files import held_alone, write_bytes
 from fedreid.jobs import Worker
-from fedreid.limits import MESSAGE_BYTES
+from fedreid.limits import DENIALS_S, MESSAGE_BYTES
 from fedreid.names import FederationName
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.pki.signing import public_bytes, signing_key
 from fedreid.v1 import admin_pb2_grpc, enrolment_pb2_grpc, federation_pb2_grpc
+from fedreid.work import off_loop
 
 _WORKER = "coordinator.learning.worker"
 _STOP_GRACE_S = 2.0
@@ -62,7 +68,9 @@ class Coordinator:
         presence = Presence(clock)
         key = signing_key(folders.model_key.read_bytes())
         models = Models(folders.models, self._journal, federation, key)
-        self._access = Access(registry)
+        self._audit = AuditLog(folders.audit, clock)
+        self._denials = Denials()
+        self._access = Access(registry, self._denials)
         phases = Phases(
             federation=federation,
             folders=folders,
@@ -78,12 +86,14 @@ class Coordinator:
             presence=presence,
             phases=phases,
             end_calls=self._access.end_calls,
+            audit=self._audit,
             clock=clock,
         )
         self._enrolment = Enrolment(
             journal=self._journal,
             registry=registry,
             authority=load_authority(folders),
+            audit=self._audit,
             clock=clock,
         )
         self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
@@ -122,6 +132,7 @@ class Coordinator:
         port = _bind(server, config.listen, server_credentials(self._identity))
         health = Health(*_host_port(config.metrics))
         health.start()
+        self._audit.append("coordinator.started", version=fedreid.__version__)
         try:
             await server.start()
             health.ready = True
@@ -137,17 +148,27 @@ class Coordinator:
             await self._worker.close()
             health.close()
             self._journal.close()
+            self._denials.write(self._audit)
+            self._audit.append("coordinator.stopped")
 
     async def _run(self, stop: asyncio.Event) -> None:
         """Move rounds on until told to stop; an unforeseen error ends the service."""
         rounds = asyncio.create_task(self._conductor.serve())
+        denials = asyncio.create_task(self._write_denials())
         stopped = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait({rounds, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (rounds, stopped):
+        tasks: tuple[asyncio.Task[Any], ...] = (rounds, denials, stopped)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(rounds, stopped, return_exceptions=True)
-        if rounds in done:
-            rounds.result()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _write_denials(self) -> None:
+        while True:
+            await asyncio.sleep(DENIALS_S)
+            with contextlib.suppress(StorageError):  # they are kept; the rounds tell of the disk
+                await off_loop(self._denials.write, self._audit)
 
 
 def serve(

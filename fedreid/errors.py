@@ -12,7 +12,8 @@ The tree::
     │   ├── IdentityMissing
     │   ├── IdentityBroken
     │   ├── AccessDenied
-    │   └── SignatureRefused
+    │   ├── SignatureRefused
+    │   └── AuditBroken
     ├── ConnectionFailed            the other side can't be reached, or broke off         exit 4
     ├── DatasetError                images that can't be read or trained on               exit 5
     ├── StorageError                disk full, read-only, damaged file                    exit 6
@@ -143,6 +144,12 @@ class SignatureRefused(TrustError):
     """A model that is unsigned, tampered with, or older than one already seen."""
 
     code = "signature_refused"
+
+
+class AuditBroken(TrustError):
+    """An audit log whose chain of hashes does not hold."""
+
+    code = "audit_broken"
 
 
 class ConnectionFailed(FedreidError):

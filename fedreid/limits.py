@@ -111,3 +111,12 @@ FIGURES_KEPT = 10
 UNREADABLE_SHARE = 0.1
 """Of a silo's images: a few damaged files are left out and counted, so that a run of weeks is not
 lost to one of them; past a tenth the disk or the copy has failed, and nothing is trained."""
+
+DENIALS_KEPT = 1000
+"""Refused callers told apart between two lines of the audit log."""
+
+DENIALS_S = 5.0
+"""How often refused calls are written to the audit log."""
+
+AUDIT_FILE_BYTES = 64 * MIB
+"""A file of the audit log before the next one is begun: some 200,000 events."""

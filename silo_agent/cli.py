@@ -23,8 +23,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="The silo's images.")
 egress_app = typer.Typer(no_args_is_help=True, help="What leaves this silo.")
+audit_app = typer.Typer(no_args_is_help=True, help="What happened and what left, hash-chained.")
 app.add_typer(data_app, name="data")
 app.add_typer(egress_app, name="egress")
+app.add_typer(audit_app, name="audit")
 app.add_typer(commands.model_app, name="model")
 app.command()(commands.evaluate)
 app.command()(commands.embed)
@@ -193,6 +195,28 @@ def egress_show(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     from silo_agent.printing import print_parcel
 
     print_parcel(Folders(data.resolve()), as_json=as_json)
+
+
+@audit_app.command("verify")
+def audit_verify(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Check the audit log's chain of hashes from its first line to its last."""
+    from fedreid.audit_printing import print_verified
+    from silo_agent.config import Folders
+
+    print_verified(Folders(data.resolve()).audit, as_json=as_json)
+
+
+@audit_app.command("show")
+def audit_show(
+    data: Data = DEFAULT_DATA,
+    last: Annotated[int, typer.Option(help="How many lines; 0 = all.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Print the newest lines of the audit log: every update that left, with its tensors."""
+    from fedreid.audit_printing import print_lines
+    from silo_agent.config import Folders
+
+    print_lines(Folders(data.resolve()).audit, last=last, as_json=as_json)
 
 
 def _enrolled(folders: "Folders") -> bool:

@@ -7,6 +7,7 @@
     membership.json   federation, silo, and the key that signs models
     models/           fetched models, by digest
     rounds/           what each round left: the update (outbox) and what never leaves (private/)
+    audit/            what happened and what left, hash-chained
 """
 
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Folders:
     def membership(self) -> Path:
         """What enrolment settled."""
         return self.root / "membership.json"
+
+    @property
+    def audit(self) -> Path:
+        """What happened, and what left."""
+        return self.root / "audit"
 
     @property
     def models(self) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from coordinator import metrics
 from coordinator.folders import Folders
+from coordinator.rounds.chronicle import note_event, note_opened
 from coordinator.rounds.journal import (
     FAILED,
     FINISHED,
@@ -37,6 +38,7 @@ from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import Registry
+from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
@@ -62,6 +64,7 @@ class Conductor:
         presence: Presence,
         phases: Phases,
         end_calls: Callable[[str], None],
+        audit: AuditLog,
         clock: Clock,
     ) -> None:
         self._folders = folders
@@ -71,6 +74,7 @@ class Conductor:
         self._presence = presence
         self._phases = phases
         self._end_calls = end_calls
+        self._audit = audit
         self._clock = clock
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -150,6 +154,7 @@ class Conductor:
                 started_at_s=self._clock.now_s(),
             )
             await off_loop(self._journal.add_run, run, model)
+            await off_loop(self._audit.append, "run.started", run=run.name, model=model.digest)
             self._replay()
             self._notify()
             return run
@@ -181,11 +186,13 @@ class Conductor:
             after = advance(state, event, self._rules(state), self._clock.now_s())
             if after != state:
                 await off_loop(self._journal.save_round, after)
+                await off_loop(note_event, self._audit, state, event, after)
                 self._take(after)
 
     async def silo_gone(self, silo: SiloName, state: str) -> None:
         """A silo leaves or is revoked: from now on nothing of it counts."""
         await off_loop(self._registry.set_state, silo, state)
+        await off_loop(self._audit.append, f"silo.{state}", silo=silo)
         self._end_calls(silo)
         self._presence.gone(silo)
         await self.apply(SiloGone(silo=silo))
@@ -319,6 +326,7 @@ class Conductor:
                 now_s=self._clock.now_s(),
             )
             await off_loop(self._journal.save_round, state)
+            await off_loop(note_opened, self._audit, state)
             self._downloaded_bytes = 0
             self._take(state)
 
@@ -366,6 +374,7 @@ class Conductor:
             )
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
             await off_loop(self._journal.save_round, after, models)
+            await off_loop(note_event, self._audit, self.round, published, after)
             metrics.MODEL_VERSION.set(models[-1].version)
             self._take(after)
         await off_loop(self._models.remove_old)
@@ -408,6 +417,7 @@ class Conductor:
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None
         await off_loop(self._journal.set_run_state, self.run.name, state, reason)
+        await off_loop(self._audit.append, f"run.{state}", run=self.run.name, reason=reason)
         self.run = await off_loop(self._journal.newest_run)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()

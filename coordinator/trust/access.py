@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from coordinator.metrics import ACCESS_DENIED
+from coordinator.trust.denials import Denials
 from coordinator.trust.registry import Registry
 from fedreid.errors import (
     AccessDenied,
@@ -65,8 +66,9 @@ def calling_admin() -> str:
 class Access(grpc.aio.ServerInterceptor):
     """Lets a call through to its handler only for a caller who may make it."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, denials: Denials) -> None:
         self._registry = registry
+        self._denials = denials
         self._live: dict[str, set[asyncio.Task[Any]]] = defaultdict(set)
         self._ended: set[asyncio.Task[Any]] = set()
 
@@ -175,16 +177,19 @@ class Access(grpc.aio.ServerInterceptor):
             self._ended.discard(task)
 
     def _admit(self, context: Any, service: str) -> Principal:
+        caller = ""
         try:
             holder = _peer(context)
+            caller = holder.principal.uri
             if holder.principal.role not in _ROLES_OF_SERVICE.get(service, ()):
                 raise AccessDenied(
                     f"A certificate of the role {holder.principal.role.value!r} can't call "
                     f"{service}"
                 )
             self._registry.check(holder)
-        except FedreidError:
+        except FedreidError as error:
             ACCESS_DENIED.inc()
+            self._denials.note(caller, service, error.what)
             raise
         _caller.set(holder.principal)
         return holder.principal

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
 from coordinator.trust.registry import ACTIVE, Registry
+from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.errors import TokenRefused, UsageError
 from fedreid.limits import LEAF_LIFE_S, TOKEN_TTL_MAX_S
@@ -27,6 +28,7 @@ class Enrolment:
     journal: Journal
     registry: Registry
     authority: Authority
+    audit: AuditLog
     clock: Clock
 
     def create_token(self, silo: SiloName, *, ttl_s: float, coordinator: str) -> JoinToken:
@@ -64,6 +66,7 @@ class Enrolment:
                 expires_at_s=token.expires_at_s,
             )
         )
+        self.audit.append("token.created", silo=silo, expires_at_s=token.expires_at_s)
         return token
 
     def enrol(self, silo: SiloName, secret: str, request_der: bytes) -> SiloRow:
@@ -75,8 +78,18 @@ class Enrolment:
         Raises:
             TokenRefused: unknown, for another silo, expired, or bound to another key.
         """
+        public_key = requested_key(request_der)
+        fingerprint = key_fingerprint(public_key)
         with self.registry.changing:
-            return self._enrol(silo, secret, requested_key(request_der))
+            try:
+                row = self._enrol(silo, secret, public_key)
+            except TokenRefused as refused:
+                self.audit.append(
+                    "token.refused", silo=silo, key_fingerprint=fingerprint, reason=refused.what
+                )
+                raise
+        self.audit.append("silo.enrolled", silo=silo, key_fingerprint=fingerprint)
+        return row
 
     def _enrol(self, silo: SiloName, secret: str, public_key: PublicKey) -> SiloRow:
         fingerprint = key_fingerprint(public_key)

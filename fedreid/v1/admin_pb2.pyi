@@ -21,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AuthorityStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AuthorityStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuthorityStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AUTHORITY_STEP_UNSPECIFIED: _AuthorityStep.ValueType  # 0
+    """Never sent."""
+    AUTHORITY_STEP_PREPARE: _AuthorityStep.ValueType  # 1
+    """Make a new authority and let everybody trust it beside the old one."""
+    AUTHORITY_STEP_ACTIVATE: _AuthorityStep.ValueType  # 2
+    """Issue with the new authority from now on."""
+    AUTHORITY_STEP_DROP: _AuthorityStep.ValueType  # 3
+    """Trust the old authority no longer."""
+
+class AuthorityStep(_AuthorityStep, metaclass=_AuthorityStepEnumTypeWrapper):
+    """A step of a roll-over."""
+
+AUTHORITY_STEP_UNSPECIFIED: AuthorityStep.ValueType  # 0
+"""Never sent."""
+AUTHORITY_STEP_PREPARE: AuthorityStep.ValueType  # 1
+"""Make a new authority and let everybody trust it beside the old one."""
+AUTHORITY_STEP_ACTIVATE: AuthorityStep.ValueType  # 2
+"""Issue with the new authority from now on."""
+AUTHORITY_STEP_DROP: AuthorityStep.ValueType  # 3
+"""Trust the old authority no longer."""
+Global___AuthorityStep: _TypeAlias = AuthorityStep  # noqa: Y015
+
 class _RunCommand:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -160,10 +188,11 @@ class Silo(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     state: _builtins.str
-    """"active", "left" or "revoked"."""
+    """"active", "pending", "suspended", "quarantined", "left" or "revoked"."""
     key_fingerprint: _builtins.str
     """SHA-256 of its public key, hexadecimal."""
     certificate_not_after_s: _builtins.float
@@ -176,6 +205,8 @@ class Silo(_message.Message):
     """How much of the phase is done, 0 to 1."""
     agent_version: _builtins.str
     """Version of its agent."""
+    reason: _builtins.str
+    """Why it is in this state, for a person to read."""
     def __init__(
         self,
         *,
@@ -187,10 +218,11 @@ class Silo(_message.Message):
         phase: _builtins.str = ...,
         progress: _builtins.float = ...,
         agent_version: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_not_after_s", b"certificate_not_after_s", "key_fingerprint", b"key_fingerprint", "last_seen_s", b"last_seen_s", "name", b"name", "phase", b"phase", "progress", b"progress", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_not_after_s", b"certificate_not_after_s", "key_fingerprint", b"key_fingerprint", "last_seen_s", b"last_seen_s", "name", b"name", "phase", b"phase", "progress", b"progress", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,6 +266,230 @@ class RevokeSiloResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeSiloResponse: _TypeAlias = RevokeSiloResponse  # noqa: Y015
+
+@_typing.final
+class ApproveSiloRequest(_message.Message):
+    """Approves a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SILO_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    silo: _builtins.str
+    """The silo's name."""
+    fingerprint: _builtins.str
+    """The key's short fingerprint, as the silo's own screen shows it."""
+    def __init__(
+        self,
+        *,
+        silo: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "silo", b"silo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveSiloRequest: _TypeAlias = ApproveSiloRequest  # noqa: Y015
+
+@_typing.final
+class ApproveSiloResponse(_message.Message):
+    """The silo is let in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveSiloResponse: _TypeAlias = ApproveSiloResponse  # noqa: Y015
+
+@_typing.final
+class SuspendSiloRequest(_message.Message):
+    """Changes whether a silo may take part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SILO_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    silo: _builtins.str
+    """The silo's name."""
+    suspended: _builtins.bool
+    """True keeps it out, false lets it in again."""
+    reason: _builtins.str
+    """Why, for the audit log and the silo's operators."""
+    def __init__(
+        self,
+        *,
+        silo: _builtins.str = ...,
+        suspended: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "silo", b"silo", "suspended", b"suspended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendSiloRequest: _TypeAlias = SuspendSiloRequest  # noqa: Y015
+
+@_typing.final
+class SuspendSiloResponse(_message.Message):
+    """The change is made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """The silo's new state."""
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendSiloResponse: _TypeAlias = SuspendSiloResponse  # noqa: Y015
+
+@_typing.final
+class GetAuthoritiesRequest(_message.Message):
+    """Asks for the authorities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthoritiesRequest: _TypeAlias = GetAuthoritiesRequest  # noqa: Y015
+
+@_typing.final
+class GetAuthoritiesResponse(_message.Message):
+    """The authorities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    AWAITED_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """"settled", "prepared" or "activated": which step of a roll-over was taken last."""
+    @_builtins.property
+    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuthorityInfo]:
+        """Those that are trusted now, the issuing one first."""
+
+    @_builtins.property
+    def awaited(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Silos that the next step would lock out, sorted."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        authorities: _abc.Iterable[Global___AuthorityInfo] | None = ...,
+        awaited: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "awaited", b"awaited", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthoritiesResponse: _TypeAlias = GetAuthoritiesResponse  # noqa: Y015
+
+@_typing.final
+class AuthorityInfo(_message.Message):
+    """One certificate authority."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_S_FIELD_NUMBER: _builtins.int
+    ISSUING_FIELD_NUMBER: _builtins.int
+    key_fingerprint: _builtins.str
+    """SHA-256 of its public key, hexadecimal."""
+    not_after_s: _builtins.float
+    """When its certificate ends, seconds since the Unix epoch."""
+    issuing: _builtins.bool
+    """It issues certificates now."""
+    def __init__(
+        self,
+        *,
+        key_fingerprint: _builtins.str = ...,
+        not_after_s: _builtins.float = ...,
+        issuing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuing", b"issuing", "key_fingerprint", b"key_fingerprint", "not_after_s", b"not_after_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthorityInfo: _TypeAlias = AuthorityInfo  # noqa: Y015
+
+@_typing.final
+class ChangeAuthoritiesRequest(_message.Message):
+    """Takes a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    step: Global___AuthorityStep.ValueType
+    """Which."""
+    force: _builtins.bool
+    """Even if silos that have not followed are locked out."""
+    def __init__(
+        self,
+        *,
+        step: Global___AuthorityStep.ValueType = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeAuthoritiesRequest: _TypeAlias = ChangeAuthoritiesRequest  # noqa: Y015
+
+@_typing.final
+class ChangeAuthoritiesResponse(_message.Message):
+    """The step is taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """As in GetAuthoritiesResponse."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeAuthoritiesResponse: _TypeAlias = ChangeAuthoritiesResponse  # noqa: Y015
 
 @_typing.final
 class StartRunRequest(_message.Message):
@@ -483,6 +739,8 @@ class RoundSummary(_message.Message):
     DISTILLATION_LOSS_BEFORE_FIELD_NUMBER: _builtins.int
     DISTILLATION_LOSS_AFTER_FIELD_NUMBER: _builtins.int
     UPDATE_NORM_FIELD_NUMBER: _builtins.int
+    GATE_MAP_FIELD_NUMBER: _builtins.int
+    GATE_BEST_MAP_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Its number, from 1."""
     phase: _builtins.str
@@ -503,6 +761,10 @@ class RoundSummary(_message.Message):
     """See distillation_loss_before."""
     update_norm: _builtins.float
     """Norm of the change of all learned tensors."""
+    gate_map: _builtins.float
+    """What the evaluation gate measured and compared with; absent without a gate."""
+    gate_best_map: _builtins.float
+    """See gate_map: the best of the models published before."""
     @_builtins.property
     def invited(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Silos invited, sorted."""
@@ -531,19 +793,29 @@ class RoundSummary(_message.Message):
         distillation_loss_before: _builtins.float | None = ...,
         distillation_loss_after: _builtins.float | None = ...,
         update_norm: _builtins.float = ...,
+        gate_map: _builtins.float | None = ...,
+        gate_best_map: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "base_digest", b"base_digest", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "download_bytes", b"download_bytes", "invited", b"invited", "model_digest", b"model_digest", "number", b"number", "participants", b"participants", "phase", b"phase", "phase_seconds", b"phase_seconds", "reason", b"reason", "update_norm", b"update_norm", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "base_digest", b"base_digest", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "download_bytes", b"download_bytes", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map", "invited", b"invited", "model_digest", b"model_digest", "number", b"number", "participants", b"participants", "phase", b"phase", "phase_seconds", b"phase_seconds", "reason", b"reason", "update_norm", b"update_norm", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distillation_loss_after: _TypeAlias = _typing.Literal["distillation_loss_after"]  # noqa: Y015
     _WhichOneofArgType__distillation_loss_after: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after"]  # noqa: Y015
     _WhichOneofReturnType__distillation_loss_before: _TypeAlias = _typing.Literal["distillation_loss_before"]  # noqa: Y015
     _WhichOneofArgType__distillation_loss_before: _TypeAlias = _typing.Literal["_distillation_loss_before", b"_distillation_loss_before"]  # noqa: Y015
+    _WhichOneofReturnType__gate_best_map: _TypeAlias = _typing.Literal["gate_best_map"]  # noqa: Y015
+    _WhichOneofArgType__gate_best_map: _TypeAlias = _typing.Literal["_gate_best_map", b"_gate_best_map"]  # noqa: Y015
+    _WhichOneofReturnType__gate_map: _TypeAlias = _typing.Literal["gate_map"]  # noqa: Y015
+    _WhichOneofArgType__gate_map: _TypeAlias = _typing.Literal["_gate_map", b"_gate_map"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__distillation_loss_after) -> _WhichOneofReturnType__distillation_loss_after | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__distillation_loss_before) -> _WhichOneofReturnType__distillation_loss_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gate_best_map) -> _WhichOneofReturnType__gate_best_map | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gate_map) -> _WhichOneofReturnType__gate_map | None: ...
 
 Global___RoundSummary: _TypeAlias = RoundSummary  # noqa: Y015
 
@@ -557,15 +829,23 @@ class Participant(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     PAYLOAD_DIGEST_FIELD_NUMBER: _builtins.int
+    UPDATE_NORM_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
     silo: _builtins.str
     """Its name."""
     weight: _builtins.float
     """Its share of the aggregate, 0 to 1; 0 until aggregated."""
     payload_digest: _builtins.str
     """Digest of its payload."""
+    update_norm: _builtins.float
+    """Norm of its change of the learned tensors."""
     @_builtins.property
     def report(self) -> _federation_pb2.UpdateReport:
         """What it reported."""
+
+    @_builtins.property
+    def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What looks wrong with it, each one word: "clipped", "free_rider", "distance", "outlier"."""
 
     def __init__(
         self,
@@ -574,10 +854,12 @@ class Participant(_message.Message):
         report: _federation_pb2.UpdateReport | None = ...,
         weight: _builtins.float = ...,
         payload_digest: _builtins.str = ...,
+        update_norm: _builtins.float = ...,
+        flags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload_digest", b"payload_digest", "report", b"report", "silo", b"silo", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "payload_digest", b"payload_digest", "report", b"report", "silo", b"silo", "update_norm", b"update_norm", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -755,3 +1037,49 @@ class ExportModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ExportModelResponse: _TypeAlias = ExportModelResponse  # noqa: Y015
+
+@_typing.final
+class RollBackModelRequest(_message.Message):
+    """Names the model to publish again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Its version."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackModelRequest: _TypeAlias = RollBackModelRequest  # noqa: Y015
+
+@_typing.final
+class RollBackModelResponse(_message.Message):
+    """It is published."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _federation_pb2.Release:
+        """The release under which it is published now."""
+
+    def __init__(
+        self,
+        *,
+        model: _federation_pb2.Release | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackModelResponse: _TypeAlias = RollBackModelResponse  # noqa: Y015

@@ -50,6 +50,26 @@ class AdminStub:
                 request_serializer=fedreid_dot_v1_dot_admin__pb2.RevokeSiloRequest.SerializeToString,
                 response_deserializer=fedreid_dot_v1_dot_admin__pb2.RevokeSiloResponse.FromString,
                 _registered_method=True)
+        self.ApproveSilo = channel.unary_unary(
+                '/fedreid.v1.Admin/ApproveSilo',
+                request_serializer=fedreid_dot_v1_dot_admin__pb2.ApproveSiloRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_admin__pb2.ApproveSiloResponse.FromString,
+                _registered_method=True)
+        self.SuspendSilo = channel.unary_unary(
+                '/fedreid.v1.Admin/SuspendSilo',
+                request_serializer=fedreid_dot_v1_dot_admin__pb2.SuspendSiloRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_admin__pb2.SuspendSiloResponse.FromString,
+                _registered_method=True)
+        self.GetAuthorities = channel.unary_unary(
+                '/fedreid.v1.Admin/GetAuthorities',
+                request_serializer=fedreid_dot_v1_dot_admin__pb2.GetAuthoritiesRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_admin__pb2.GetAuthoritiesResponse.FromString,
+                _registered_method=True)
+        self.ChangeAuthorities = channel.unary_unary(
+                '/fedreid.v1.Admin/ChangeAuthorities',
+                request_serializer=fedreid_dot_v1_dot_admin__pb2.ChangeAuthoritiesRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_admin__pb2.ChangeAuthoritiesResponse.FromString,
+                _registered_method=True)
         self.StartRun = channel.unary_unary(
                 '/fedreid.v1.Admin/StartRun',
                 request_serializer=fedreid_dot_v1_dot_admin__pb2.StartRunRequest.SerializeToString,
@@ -85,6 +105,11 @@ class AdminStub:
                 request_serializer=fedreid_dot_v1_dot_admin__pb2.ExportModelRequest.SerializeToString,
                 response_deserializer=fedreid_dot_v1_dot_admin__pb2.ExportModelResponse.FromString,
                 _registered_method=True)
+        self.RollBackModel = channel.unary_unary(
+                '/fedreid.v1.Admin/RollBackModel',
+                request_serializer=fedreid_dot_v1_dot_admin__pb2.RollBackModelRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_admin__pb2.RollBackModelResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -107,6 +132,34 @@ class AdminServicer:
 
     def RevokeSilo(self, request, context):
         """Withdraws a silo's identity; takes effect before the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveSilo(self, request, context):
+        """Lets a silo in whose key awaits approval.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendSilo(self, request, context):
+        """Keeps a silo out for a time, or lets a suspended or quarantined one back in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuthorities(self, request, context):
+        """The federation's certificate authorities, and who has acknowledged them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeAuthorities(self, request, context):
+        """One step of replacing the certificate authority.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +214,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RollBackModel(self, request, context):
+        """Publishes an earlier model again, under a new version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,6 +238,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RevokeSilo,
                     request_deserializer=fedreid_dot_v1_dot_admin__pb2.RevokeSiloRequest.FromString,
                     response_serializer=fedreid_dot_v1_dot_admin__pb2.RevokeSiloResponse.SerializeToString,
+            ),
+            'ApproveSilo': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveSilo,
+                    request_deserializer=fedreid_dot_v1_dot_admin__pb2.ApproveSiloRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_admin__pb2.ApproveSiloResponse.SerializeToString,
+            ),
+            'SuspendSilo': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendSilo,
+                    request_deserializer=fedreid_dot_v1_dot_admin__pb2.SuspendSiloRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_admin__pb2.SuspendSiloResponse.SerializeToString,
+            ),
+            'GetAuthorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthorities,
+                    request_deserializer=fedreid_dot_v1_dot_admin__pb2.GetAuthoritiesRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_admin__pb2.GetAuthoritiesResponse.SerializeToString,
+            ),
+            'ChangeAuthorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeAuthorities,
+                    request_deserializer=fedreid_dot_v1_dot_admin__pb2.ChangeAuthoritiesRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_admin__pb2.ChangeAuthoritiesResponse.SerializeToString,
             ),
             'StartRun': grpc.unary_unary_rpc_method_handler(
                     servicer.StartRun,
@@ -213,6 +293,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ExportModel,
                     request_deserializer=fedreid_dot_v1_dot_admin__pb2.ExportModelRequest.FromString,
                     response_serializer=fedreid_dot_v1_dot_admin__pb2.ExportModelResponse.SerializeToString,
+            ),
+            'RollBackModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackModel,
+                    request_deserializer=fedreid_dot_v1_dot_admin__pb2.RollBackModelRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_admin__pb2.RollBackModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -297,6 +382,114 @@ class Admin:
             '/fedreid.v1.Admin/RevokeSilo',
             fedreid_dot_v1_dot_admin__pb2.RevokeSiloRequest.SerializeToString,
             fedreid_dot_v1_dot_admin__pb2.RevokeSiloResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveSilo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Admin/ApproveSilo',
+            fedreid_dot_v1_dot_admin__pb2.ApproveSiloRequest.SerializeToString,
+            fedreid_dot_v1_dot_admin__pb2.ApproveSiloResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendSilo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Admin/SuspendSilo',
+            fedreid_dot_v1_dot_admin__pb2.SuspendSiloRequest.SerializeToString,
+            fedreid_dot_v1_dot_admin__pb2.SuspendSiloResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuthorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Admin/GetAuthorities',
+            fedreid_dot_v1_dot_admin__pb2.GetAuthoritiesRequest.SerializeToString,
+            fedreid_dot_v1_dot_admin__pb2.GetAuthoritiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeAuthorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Admin/ChangeAuthorities',
+            fedreid_dot_v1_dot_admin__pb2.ChangeAuthoritiesRequest.SerializeToString,
+            fedreid_dot_v1_dot_admin__pb2.ChangeAuthoritiesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -486,6 +679,33 @@ class Admin:
             '/fedreid.v1.Admin/ExportModel',
             fedreid_dot_v1_dot_admin__pb2.ExportModelRequest.SerializeToString,
             fedreid_dot_v1_dot_admin__pb2.ExportModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Admin/RollBackModel',
+            fedreid_dot_v1_dot_admin__pb2.RollBackModelRequest.SerializeToString,
+            fedreid_dot_v1_dot_admin__pb2.RollBackModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,14 @@ class AdminStub:
     """Every silo that has a token or an identity."""
     RevokeSilo: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeSiloRequest, _admin_pb2.RevokeSiloResponse]
     """Withdraws a silo's identity; takes effect before the answer."""
+    ApproveSilo: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ApproveSiloRequest, _admin_pb2.ApproveSiloResponse]
+    """Lets a silo in whose key awaits approval."""
+    SuspendSilo: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SuspendSiloRequest, _admin_pb2.SuspendSiloResponse]
+    """Keeps a silo out for a time, or lets a suspended or quarantined one back in."""
+    GetAuthorities: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetAuthoritiesRequest, _admin_pb2.GetAuthoritiesResponse]
+    """The federation's certificate authorities, and who has acknowledged them."""
+    ChangeAuthorities: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ChangeAuthoritiesRequest, _admin_pb2.ChangeAuthoritiesResponse]
+    """One step of replacing the certificate authority."""
     StartRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartRunRequest, _admin_pb2.StartRunResponse]
     """Starts a run from a plan."""
     ControlRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ControlRunRequest, _admin_pb2.ControlRunResponse]
@@ -53,6 +61,8 @@ class AdminStub:
     """Every published model."""
     ExportModel: _grpc.UnaryStreamMultiCallable[_admin_pb2.ExportModelRequest, _admin_pb2.ExportModelResponse]
     """A published model for use outside: exact values, signed."""
+    RollBackModel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RollBackModelRequest, _admin_pb2.RollBackModelResponse]
+    """Publishes an earlier model again, under a new version."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -65,6 +75,14 @@ class AdminAsyncStub(AdminStub):
     """Every silo that has a token or an identity."""
     RevokeSilo: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeSiloRequest, _admin_pb2.RevokeSiloResponse]  # type: ignore[assignment]
     """Withdraws a silo's identity; takes effect before the answer."""
+    ApproveSilo: _aio.UnaryUnaryMultiCallable[_admin_pb2.ApproveSiloRequest, _admin_pb2.ApproveSiloResponse]  # type: ignore[assignment]
+    """Lets a silo in whose key awaits approval."""
+    SuspendSilo: _aio.UnaryUnaryMultiCallable[_admin_pb2.SuspendSiloRequest, _admin_pb2.SuspendSiloResponse]  # type: ignore[assignment]
+    """Keeps a silo out for a time, or lets a suspended or quarantined one back in."""
+    GetAuthorities: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetAuthoritiesRequest, _admin_pb2.GetAuthoritiesResponse]  # type: ignore[assignment]
+    """The federation's certificate authorities, and who has acknowledged them."""
+    ChangeAuthorities: _aio.UnaryUnaryMultiCallable[_admin_pb2.ChangeAuthoritiesRequest, _admin_pb2.ChangeAuthoritiesResponse]  # type: ignore[assignment]
+    """One step of replacing the certificate authority."""
     StartRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartRunRequest, _admin_pb2.StartRunResponse]  # type: ignore[assignment]
     """Starts a run from a plan."""
     ControlRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ControlRunRequest, _admin_pb2.ControlRunResponse]  # type: ignore[assignment]
@@ -79,6 +97,8 @@ class AdminAsyncStub(AdminStub):
     """Every published model."""
     ExportModel: _aio.UnaryStreamMultiCallable[_admin_pb2.ExportModelRequest, _admin_pb2.ExportModelResponse]  # type: ignore[assignment]
     """A published model for use outside: exact values, signed."""
+    RollBackModel: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollBackModelRequest, _admin_pb2.RollBackModelResponse]  # type: ignore[assignment]
+    """Publishes an earlier model again, under a new version."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Administration of a federation."""
@@ -106,6 +126,38 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RevokeSiloResponse, _abc.Awaitable[_admin_pb2.RevokeSiloResponse]]:
         """Withdraws a silo's identity; takes effect before the answer."""
+
+    @_abc_1.abstractmethod
+    def ApproveSilo(
+        self,
+        request: _admin_pb2.ApproveSiloRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ApproveSiloResponse, _abc.Awaitable[_admin_pb2.ApproveSiloResponse]]:
+        """Lets a silo in whose key awaits approval."""
+
+    @_abc_1.abstractmethod
+    def SuspendSilo(
+        self,
+        request: _admin_pb2.SuspendSiloRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SuspendSiloResponse, _abc.Awaitable[_admin_pb2.SuspendSiloResponse]]:
+        """Keeps a silo out for a time, or lets a suspended or quarantined one back in."""
+
+    @_abc_1.abstractmethod
+    def GetAuthorities(
+        self,
+        request: _admin_pb2.GetAuthoritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetAuthoritiesResponse, _abc.Awaitable[_admin_pb2.GetAuthoritiesResponse]]:
+        """The federation's certificate authorities, and who has acknowledged them."""
+
+    @_abc_1.abstractmethod
+    def ChangeAuthorities(
+        self,
+        request: _admin_pb2.ChangeAuthoritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ChangeAuthoritiesResponse, _abc.Awaitable[_admin_pb2.ChangeAuthoritiesResponse]]:
+        """One step of replacing the certificate authority."""
 
     @_abc_1.abstractmethod
     def StartRun(
@@ -162,5 +214,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.ExportModelResponse], _abc.AsyncIterator[_admin_pb2.ExportModelResponse]]:
         """A published model for use outside: exact values, signed."""
+
+    @_abc_1.abstractmethod
+    def RollBackModel(
+        self,
+        request: _admin_pb2.RollBackModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RollBackModelResponse, _abc.Awaitable[_admin_pb2.RollBackModelResponse]]:
+        """Publishes an earlier model again, under a new version."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

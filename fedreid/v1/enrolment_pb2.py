@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64reid/v1/enrolment.proto\x12\nfedreid.v1\"F\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\x15\n\ragent_version\x18\x03 \x01(\t\"T\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61uthorities_pem\x18\x02 \x01(\x0c\x12\x11\n\tmodel_key\x18\x03 \x01(\x0c\x32I\n\tEnrolment\x12<\n\x05\x45nrol\x12\x18.fedreid.v1.EnrolRequest\x1a\x19.fedreid.v1.EnrolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64reid/v1/enrolment.proto\x12\nfedreid.v1\"F\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\x15\n\ragent_version\x18\x03 \x01(\t\"m\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61uthorities_pem\x18\x02 \x01(\x0c\x12\x11\n\tmodel_key\x18\x03 \x01(\x0c\x12\x17\n\x0f\x61waits_approval\x18\x04 \x01(\x08\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\"A\n\rRenewResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61uthorities_pem\x18\x02 \x01(\x0c\x32\x87\x01\n\tEnrolment\x12<\n\x05\x45nrol\x12\x18.fedreid.v1.EnrolRequest\x1a\x19.fedreid.v1.EnrolResponse\x12<\n\x05Renew\x12\x18.fedreid.v1.RenewRequest\x1a\x19.fedreid.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST']._serialized_start=42
   _globals['_ENROLREQUEST']._serialized_end=112
   _globals['_ENROLRESPONSE']._serialized_start=114
-  _globals['_ENROLRESPONSE']._serialized_end=198
-  _globals['_ENROLMENT']._serialized_start=200
-  _globals['_ENROLMENT']._serialized_end=273
+  _globals['_ENROLRESPONSE']._serialized_end=223
+  _globals['_RENEWREQUEST']._serialized_start=225
+  _globals['_RENEWREQUEST']._serialized_end=256
+  _globals['_RENEWRESPONSE']._serialized_start=258
+  _globals['_RENEWRESPONSE']._serialized_end=323
+  _globals['_ENROLMENT']._serialized_start=326
+  _globals['_ENROLMENT']._serialized_end=461
 # @@protoc_insertion_point(module_scope)

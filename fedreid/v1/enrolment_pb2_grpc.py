@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnrolmentStub:
-    """Turns a join token into a silo's own certificate.
+    """Turns a join token into a silo's own certificate, and an old certificate into a new one.
     """
 
     def __init__(self, channel):
@@ -40,15 +40,28 @@ class EnrolmentStub:
                 request_serializer=fedreid_dot_v1_dot_enrolment__pb2.EnrolRequest.SerializeToString,
                 response_deserializer=fedreid_dot_v1_dot_enrolment__pb2.EnrolResponse.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/fedreid.v1.Enrolment/Renew',
+                request_serializer=fedreid_dot_v1_dot_enrolment__pb2.RenewRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_enrolment__pb2.RenewResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServicer:
-    """Turns a join token into a silo's own certificate.
+    """Turns a join token into a silo's own certificate, and an old certificate into a new one.
     """
 
     def Enrol(self, request, context):
         """Issues the certificate for the caller's key. Asking again with the same key gives the same
         certificate; with another key the token is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Issues a certificate for a new key to a silo that still has a good one, and names the
+        authorities that it must trust from now on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +75,11 @@ def add_EnrolmentServicer_to_server(servicer, server):
                     request_deserializer=fedreid_dot_v1_dot_enrolment__pb2.EnrolRequest.FromString,
                     response_serializer=fedreid_dot_v1_dot_enrolment__pb2.EnrolResponse.SerializeToString,
             ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=fedreid_dot_v1_dot_enrolment__pb2.RenewRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_enrolment__pb2.RenewResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fedreid.v1.Enrolment', rpc_method_handlers)
@@ -71,7 +89,7 @@ def add_EnrolmentServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Enrolment:
-    """Turns a join token into a silo's own certificate.
+    """Turns a join token into a silo's own certificate, and an old certificate into a new one.
     """
 
     @staticmethod
@@ -91,6 +109,33 @@ class Enrolment:
             '/fedreid.v1.Enrolment/Enrol',
             fedreid_dot_v1_dot_enrolment__pb2.EnrolRequest.SerializeToString,
             fedreid_dot_v1_dot_enrolment__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Enrolment/Renew',
+            fedreid_dot_v1_dot_enrolment__pb2.RenewRequest.SerializeToString,
+            fedreid_dot_v1_dot_enrolment__pb2.RenewResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -141,16 +141,20 @@ class NextTaskRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WAIT_S_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_DIGEST_FIELD_NUMBER: _builtins.int
     wait_s: _builtins.float
     """Seconds that the agent is willing to wait; the coordinator may answer sooner."""
+    authorities_digest: _builtins.str
+    """BLAKE3 of the authorities' certificates that the agent trusts: what it has acknowledged."""
     def __init__(
         self,
         *,
         wait_s: _builtins.float = ...,
+        authorities_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities_digest", b"authorities_digest", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,6 +169,7 @@ class NextTaskResponse(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     TRAIN_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def wait(self) -> Global___WaitTask:
         """Nothing yet."""
@@ -177,18 +182,23 @@ class NextTaskResponse(_message.Message):
     def evaluate(self) -> Global___EvaluateTask:
         """Measure a published model."""
 
+    @_builtins.property
+    def renew(self) -> Global___RenewTask:
+        """Renew the identity now."""
+
     def __init__(
         self,
         *,
         wait: Global___WaitTask | None = ...,
         train: Global___TrainTask | None = ...,
         evaluate: Global___EvaluateTask | None = ...,
+        renew: Global___RenewTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "renew", b"renew", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "renew", b"renew", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["wait", "train", "evaluate"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["wait", "train", "evaluate", "renew"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -219,6 +229,30 @@ class WaitTask(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitTask: _TypeAlias = WaitTask  # noqa: Y015
+
+@_typing.final
+class RenewTask(_message.Message):
+    """The silo's authorities or certificate are no longer the newest: call Enrolment.Renew, and come
+    back with the new identity.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for a person to read."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewTask: _TypeAlias = RenewTask  # noqa: Y015
 
 @_typing.final
 class BackboneSpec(_message.Message):
@@ -716,6 +750,7 @@ class UpdateReport(_message.Message):
     COSINE_DISTANCE_FIELD_NUMBER: _builtins.int
     TRAIN_LOSS_FIELD_NUMBER: _builtins.int
     NUM_STEPS_FIELD_NUMBER: _builtins.int
+    PRIVACY_FIELD_NUMBER: _builtins.int
     num_images: _builtins.int
     """Images trained on."""
     cosine_distance: _builtins.float
@@ -724,6 +759,10 @@ class UpdateReport(_message.Message):
     """Mean training loss of the last epoch."""
     num_steps: _builtins.int
     """Optimiser steps of the round, all epochs together."""
+    @_builtins.property
+    def privacy(self) -> Global___PrivacyReport:
+        """What was done to the update for differential privacy; absent if nothing was."""
+
     def __init__(
         self,
         *,
@@ -731,14 +770,49 @@ class UpdateReport(_message.Message):
         cosine_distance: _builtins.float = ...,
         train_loss: _builtins.float = ...,
         num_steps: _builtins.int = ...,
+        privacy: Global___PrivacyReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["privacy", b"privacy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine_distance", b"cosine_distance", "num_images", b"num_images", "num_steps", b"num_steps", "train_loss", b"train_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine_distance", b"cosine_distance", "num_images", b"num_images", "num_steps", b"num_steps", "privacy", b"privacy", "train_loss", b"train_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateReport: _TypeAlias = UpdateReport  # noqa: Y015
+
+@_typing.final
+class PrivacyReport(_message.Message):
+    """How an update was made private at its silo, and what it has cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    clip_norm: _builtins.float
+    """Largest L2 norm of the update, after clipping."""
+    noise_multiplier: _builtins.float
+    """Standard deviation of the added noise over the update's sensitivity."""
+    epsilon: _builtins.float
+    """The privacy loss of all updates so far, this one included."""
+    delta: _builtins.float
+    """The probability with which epsilon may not hold."""
+    def __init__(
+        self,
+        *,
+        clip_norm: _builtins.float = ...,
+        noise_multiplier: _builtins.float = ...,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_norm", b"clip_norm", "delta", b"delta", "epsilon", b"epsilon", "noise_multiplier", b"noise_multiplier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrivacyReport: _TypeAlias = PrivacyReport  # noqa: Y015
 
 @_typing.final
 class OpenUploadRequest(_message.Message):

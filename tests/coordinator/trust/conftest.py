@@ -8,6 +8,7 @@ import pytest
 from coordinator.rounds.journal import Journal
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.registry import Registry
+from fedreid.audit import AuditLog
 from tests.parties import FakeClock, Federation
 
 
@@ -32,10 +33,24 @@ def registry(journal: Journal, federation: Federation, clock: FakeClock) -> Regi
 
 
 @pytest.fixture
+def audit(tmp_path: Path, clock: FakeClock) -> AuditLog:
+    """An empty audit log."""
+    return AuditLog(tmp_path / "audit", clock)
+
+
+@pytest.fixture
 def enrolment(
-    journal: Journal, registry: Registry, federation: Federation, clock: FakeClock
+    journal: Journal,
+    registry: Registry,
+    federation: Federation,
+    audit: AuditLog,
+    clock: FakeClock,
 ) -> Enrolment:
     """Mints and redeems the federation's tokens."""
     return Enrolment(
-        journal=journal, registry=registry, authority=federation.authority, clock=clock
+        journal=journal,
+        registry=registry,
+        authority=federation.authority,
+        audit=audit,
+        clock=clock,
     )

@@ -20,6 +20,7 @@ from coordinator.metrics import ACCESS_DENIED
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
 from coordinator.trust import access
 from coordinator.trust.access import Access, calling_admin, calling_silo
+from coordinator.trust.denials import Denials
 from coordinator.trust.registry import ACTIVE, LEFT, REVOKED, Registry
 from coordinator.trust.tls import server_credentials
 from fedreid.errors import AccessDenied, Refusal, UpdateRefused
@@ -83,7 +84,7 @@ class House:
 
     @asynccontextmanager
     async def serving(self, **servicers: Any) -> AsyncIterator[None]:
-        server = grpc.aio.server(interceptors=(Access(self.registry),))
+        server = grpc.aio.server(interceptors=(Access(self.registry, Denials()),))
         for service, base, add in (
             (
                 "Enrolment",

@@ -82,6 +82,7 @@ def test_the_same_key_again_gets_the_same_certificate_after_a_restart(
         journal=journal,
         registry=Registry(journal, federation.name, clock),
         authority=federation.authority,
+        audit=enrolment.audit,
         clock=clock,
     )
     assert restarted.enrol(NORTH, token.secret, make_request(key)) == first
@@ -202,7 +203,11 @@ def test_two_keys_at_the_same_moment_get_one_certificate_between_them(
     racing_journal = TwoAtOnce(journal._path)
     registry = Registry(racing_journal, federation.name, clock)
     racing = Enrolment(
-        journal=racing_journal, registry=registry, authority=federation.authority, clock=clock
+        journal=racing_journal,
+        registry=registry,
+        authority=federation.authority,
+        audit=enrolment.audit,
+        clock=clock,
     )
 
     def attempt(request: bytes) -> SiloRow | None:

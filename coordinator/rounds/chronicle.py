@@ -1,0 +1,51 @@
+"""What of a round goes into the audit log? Each update's fate, and how the round ended."""
+
+from coordinator.rounds.machine import (
+    Event,
+    Phase,
+    RoundState,
+    UpdateAccepted,
+    UpdateRejected,
+)
+from fedreid.audit import AuditLog
+
+
+def note_opened(audit: AuditLog, state: RoundState) -> None:
+    """A round has begun."""
+    audit.append(
+        "round.opened",
+        run=state.run,
+        round=state.number,
+        base_digest=state.base_digest,
+        invited=list(state.invited),
+    )
+
+
+def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundState) -> None:
+    """An event has changed a round."""
+    place = {"run": after.run, "round": after.number}
+    if isinstance(event, UpdateAccepted) and len(after.updates) > len(before.updates):
+        update = event.update
+        audit.append(
+            "update.accepted",
+            **place,
+            silo=update.silo,
+            payload_digest=update.payload_digest,
+            size_bytes=update.size_bytes,
+            num_images=update.report.num_images,
+            cosine_distance=update.report.cosine_distance,
+        )
+    elif isinstance(event, UpdateRejected):
+        audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
+    if after.ended and not before.ended:
+        _note_end(audit, after)
+
+
+def _note_end(audit: AuditLog, state: RoundState) -> None:
+    place = {"run": state.run, "round": state.number}
+    if state.phase is Phase.PUBLISHED:
+        audit.append(
+            "round.published", **place, model_digest=state.model_digest, weights=state.weights
+        )
+    else:
+        audit.append(f"round.{state.phase}", **place, reason=state.reason)
