@@ -24,6 +24,7 @@ from coordinator.trust.denials import Denials
 from coordinator.trust.registry import ACTIVE, LEFT, REVOKED, Registry
 from coordinator.trust.tls import server_credentials
 from fedreid.errors import AccessDenied, Refusal, UpdateRefused
+from fedreid.limits import CALLS_PER_CALLER
 from fedreid.names import Role
 from fedreid.pki.certificates import make_request, new_key
 from fedreid.pki.identity import Identity
@@ -414,12 +415,12 @@ def test_calls_at_the_same_time_are_each_their_own_silos(house: House) -> None:
     async def hello(name: str) -> list[str]:
         async with house.channel(identities[name]) as channel:
             stub = federation_pb2_grpc.FederationStub(channel)
-            answers = [stub.Hello(federation_pb2.HelloRequest()) for _ in range(20)]
+            answers = [stub.Hello(federation_pb2.HelloRequest()) for _ in range(CALLS_PER_CALLER)]
             return [(await answer).federation for answer in answers]
 
     async def story(house: House) -> None:
         heard = await asyncio.gather(*map(hello, names))
-        assert heard == [[name] * 20 for name in names]
+        assert heard == [[name] * CALLS_PER_CALLER for name in names]
 
     told(house, story, Federation=Named())
 
@@ -520,12 +521,12 @@ class Properties:
 
 def test_any_other_version_of_tls_is_denied_and_so_is_none(house: House) -> None:
     pem = house.registered("north").certificate_pem
-    good = Properties(ssl_tls_version=b"TLSv1.3", x509_pem_cert=pem)
+    good = Properties(ssl_tls_version=b"TLSv1.3", ssl_session_reused=b"false", x509_pem_cert=pem)
     assert access._peer(good).principal.name == "north"
     for context in (
         Properties(ssl_tls_version=b"TLSv1.2", x509_pem_cert=pem),
         Properties(ssl_tls_version=b"", x509_pem_cert=pem),
-        Properties(x509_pem_cert=pem),
+        Properties(ssl_session_reused=b"false", x509_pem_cert=pem),
         Properties(),
     ):
         with pytest.raises(AccessDenied, match=r"Only TLS 1\.3"):
