@@ -9,6 +9,7 @@ from __future__ import annotations  # gRPC's classes take type arguments in thei
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
@@ -82,6 +83,8 @@ class Access(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:  # an unknown method: gRPC answers UNIMPLEMENTED by itself
             return handler
+        if handler.unary_stream and not inspect.isasyncgenfunction(handler.unary_stream):
+            return None  # it would write by itself, past all checks: Health.Watch is not served
         service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
         return self._wrap(handler, service, method)
 

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -16,14 +15,6 @@ from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorSpec
 
 ELEMENTS = 1000
-
-
-class Usage(NamedTuple):
-    """As ``shutil`` tells it."""
-
-    total: int
-    used: int
-    free: int
 
 
 def announced(encoding: Encoding = "fp32") -> Manifest:
@@ -51,7 +42,8 @@ def test_what_all_unfinished_uploads_will_take_must_fit_beside_what_stays_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silos: int, fits: bool
 ) -> None:
     free = SPOOL_KEPT_FREE_BYTES + 2 * 4 * ELEMENTS
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2 * free, free, free))
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     updates = [(announced(), tmp_path / str(number)) for number in range(silos)]
     if fits:
         spool.check_room(tmp_path, updates)
