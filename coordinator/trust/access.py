@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from coordinator.metrics import ACCESS_DENIED
 from coordinator.trust.denials import Denials
 from coordinator.trust.registry import Registry
-from coordinator.trust.under_way import CallsUnderWay
+from coordinator.trust.under_way import CallsUnderWay, UnderWay
 from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
@@ -130,13 +130,13 @@ class Access(grpc.aio.ServerInterceptor):
 
     def _streamed_response(self, behaviour: Any, service: str, messages: Any) -> Any:
         async def call(requests: AsyncIterator[bytes], context: Any) -> None:
-            async with self._call(context, service):
+            async with self._call(context, service) as under_way:
                 request = await _only(messages(requests, context))
                 async with contextlib.aclosing(behaviour(request, context)) as answers:
                     async for message in answers:
                         self._admit(context, service)
                         async with _not_idle():
-                            await context.write(message)
+                            await under_way.send(context.write(message))
 
         return call
 
@@ -167,21 +167,24 @@ class Access(grpc.aio.ServerInterceptor):
             yield parsed
 
     @contextlib.asynccontextmanager
-    async def _call(self, context: Any, service: str) -> AsyncIterator[None]:
+    async def _call(self, context: Any, service: str) -> AsyncIterator[UnderWay]:
         """One call: admitted, listed while it lives, its failures told as statuses."""
         call = None
         try:
             call = self._under_way.begin(self._admit(context, service))
             try:
-                yield
+                yield call
             finally:
                 call.handled.set()
         except FedreidError as error:
+            if call is not None:
+                await call.sent()
             await _tell(context, error)
         except asyncio.CancelledError:
             if call is None or not call.ended:
                 raise
             call.task.uncancel()
+            await call.sent()
             try:
                 self._admit(context, service)  # says why, as every later call will hear it
             except AccessDenied as denied:

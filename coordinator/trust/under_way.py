@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,22 @@ class UnderWay:
     """Somebody ended it; it was not its caller who gave up."""
     handled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when its handler does nothing any more; telling the caller may take longer."""
+    sending: asyncio.Future[None] | None = None
+    """The message that gRPC is sending, once there was one."""
+
+    async def send(self, message: Awaitable[None]) -> None:
+        """Wait until a message is sent; it stays on its way if the wait ends sooner."""
+        self.sending = asyncio.ensure_future(message)
+        self.sending.add_done_callback(_looked_at)
+        await asyncio.shield(self.sending)
+
+    async def sent(self) -> None:
+        """Wait until nothing is on its way: only then can gRPC send a status.
+
+        A caller that reads nothing is waited for until it goes; it spends its own calls.
+        """
+        if self.sending is not None:
+            await asyncio.wait((self.sending,))
 
 
 class CallsUnderWay:
@@ -67,3 +84,9 @@ class CallsUnderWay:
             call.task.cancel()
         for call in ended:
             await call.handled.wait()
+
+
+def _looked_at(sending: "asyncio.Future[None]") -> None:
+    """A caller who goes while a message is on its way is no error of ours."""
+    if not sending.cancelled():
+        sending.exception()

@@ -14,10 +14,10 @@ from coordinator.rounds.journal import Journal
 from coordinator.trust import access
 from coordinator.trust.registry import REVOKED, Registry
 from fedreid.errors import ConnectionFailed, LimitReached
-from fedreid.limits import CALLS_PER_CALLER, MESSAGE_BYTES
+from fedreid.limits import CALLS_PER_CALLER, MESSAGE_BYTES, MIB
 from fedreid.names import Role
 from fedreid.pki.identity import Identity
-from fedreid.v1 import federation_pb2, federation_pb2_grpc
+from fedreid.v1 import federation_pb2, federation_pb2_grpc, tensors_pb2
 from silo_agent.trust.channel import calling
 from tests.coordinator.trust import raw
 from tests.coordinator.trust.callers import CALL_S
@@ -166,6 +166,47 @@ def test_an_upload_that_drips_slower_than_a_message_a_minute_is_ended(
         assert await asyncio.to_thread(drip) is grpc.StatusCode.UNAVAILABLE
 
     told(house, story)
+
+
+class Generous:
+    """Sends more than anybody's window takes in."""
+
+    async def FetchModel(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Send."""
+        for _ in range(64):
+            yield federation_pb2.FetchModelResponse(chunk=tensors_pb2.Chunk(data=bytes(MIB)))
+
+
+def test_downloads_that_nobody_reads_stay_their_silos_own_burden(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "MESSAGE_IDLE_S", 0.2)
+    caller, other = house.registered("north"), house.registered("south")
+
+    async def story(house: House) -> None:
+        async with house.channel(caller) as channel, house.channel(other) as others:
+            stub = federation_pb2_grpc.FederationStub(channel)
+            request = federation_pb2.FetchModelRequest()
+            unread: list[Any] = [stub.FetchModel(request) for _ in range(CALLS_PER_CALLER)]
+            for call in unread:
+                await call.read()
+            async with asyncio.timeout(CALL_S):
+                while await HELLO.make(channel) is grpc.StatusCode.OK:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0.5)  # each has been idle for longer than it may by now
+            assert await HELLO.make(channel) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await HELLO.make(others) is grpc.StatusCode.OK
+            with pytest.raises(grpc.aio.AioRpcError):
+                while True:
+                    await unread[0].read()
+            assert await unread[0].code() is grpc.StatusCode.UNAVAILABLE  # told now, why it ended
+            for call in unread[1:]:
+                call.cancel()
+            async with asyncio.timeout(CALL_S):
+                while await HELLO.make(channel) is not grpc.StatusCode.OK:
+                    await asyncio.sleep(0)
+
+    told(house, story, Federation=Generous())
 
 
 @pytest.mark.parametrize(
