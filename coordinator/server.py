@@ -26,6 +26,7 @@ from coordinator.service import EnrolmentServicer, FederationServicer
 from coordinator.trust.access import Access
 from coordinator.trust.denials import Denials
 from coordinator.trust.enrolment import Enrolment
+from coordinator.trust.port import port_options, room_for_connections
 from coordinator.trust.registry import Registry
 from coordinator.trust.tls import server_credentials
 from fedreid.audit import AuditLog
@@ -33,7 +34,7 @@ from fedreid.clock import SystemClock
 from fedreid.errors import ConfigRefused, StorageError
 from fedreid.files import held_alone, write_bytes
 from fedreid.jobs import Worker
-from fedreid.limits import DENIALS_S, MESSAGE_BYTES
+from fedreid.limits import DENIALS_S
 from fedreid.names import FederationName
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.pki.signing import public_bytes, signing_key
@@ -42,16 +43,6 @@ from fedreid.work import off_loop
 
 _WORKER = "coordinator.learning.worker"
 _STOP_GRACE_S = 2.0
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share it
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_concurrent_streams", 32),
-)
 
 
 class Coordinator:
@@ -123,7 +114,8 @@ class Coordinator:
         Raises:
             ConfigRefused: a port can't be bound.
         """
-        server = grpc.aio.server(interceptors=(self._access,), options=_OPTIONS)
+        options = port_options(room_for_connections())
+        server = grpc.aio.server(interceptors=(self._access,), options=options)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self._enrolments, server)
         federation_pb2_grpc.add_FederationServicer_to_server(self._federation, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)

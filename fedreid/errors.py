@@ -15,6 +15,7 @@ The tree::
     │   ├── SignatureRefused
     │   └── AuditBroken
     ├── ConnectionFailed            the other side can't be reached, or broke off         exit 4
+    │   └── LimitReached
     ├── DatasetError                images that can't be read or trained on               exit 5
     ├── StorageError                disk full, read-only, damaged file                    exit 6
     ├── UpdateRefused               an update that must not count, with a closed reason   exit 7
@@ -160,6 +161,12 @@ class ConnectionFailed(FedreidError):
     retryable = True
 
 
+class LimitReached(ConnectionFailed):
+    """The other side has as much under way as it allows this caller; later it has not."""
+
+    code = "limit_reached"
+
+
 class DatasetError(FedreidError):
     """Images that can't be read, or can't be trained on."""
 
@@ -235,6 +242,7 @@ GRPC_STATUS: dict[type[FedreidError], str] = {
     TokenRefused: "PERMISSION_DENIED",
     TrustError: "PERMISSION_DENIED",
     ConnectionFailed: "UNAVAILABLE",
+    LimitReached: "RESOURCE_EXHAUSTED",
     DatasetError: "FAILED_PRECONDITION",
     StorageError: "RESOURCE_EXHAUSTED",
     UpdateRefused: "INVALID_ARGUMENT",

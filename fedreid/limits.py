@@ -74,6 +74,31 @@ it waits for a silo, so that a silent one keeps nobody from theirs."""
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""
 
+HANDSHAKE_S = 10.0
+"""From an accepted connection to its TLS and HTTP/2 greetings: some round trips, even by
+satellite. Until then the port does not know who is there."""
+
+CONNECTIONS = 4096
+"""Connections open at once: hundreds of silos take one or two each, and idle ones end by
+themselves. Each costs a file descriptor and some 50 KB, so this bounds memory too."""
+
+FILES_KEPT_FREE = 512
+"""File descriptors that connections never take: spool, journal, models and audit need theirs."""
+
+CONNECTION_IDLE_S = 60.0
+"""A connection without a call for this long is closed; an agent calls every few seconds."""
+
+CALLS_PER_CALLER = 8
+"""Calls that one certificate's holder may have under way at once: an agent has a long poll or a
+transfer, a heartbeat and, while it renews, the same on a second channel."""
+
+STREAMS_PER_CONNECTION = 32
+"""HTTP/2 streams of one connection; more would only wait for CALLS_PER_CALLER."""
+
+SPOOL_KEPT_FREE_BYTES = 64 * MIB
+"""Disk space that unfinished uploads never take: the journal and the audit log, which may lie on
+the same disk, must be able to grow while updates come in."""
+
 FAILED_ROUNDS_IN_A_ROW = 5
 """After so many rounds without a published model the run stops and says why."""
 

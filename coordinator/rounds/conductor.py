@@ -5,7 +5,7 @@ coordinator finds itself in the same phase of the same round and does it again.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from coordinator import metrics
 from coordinator.folders import Folders
@@ -46,7 +46,7 @@ from fedreid.files import remove_folder
 from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_ATTEMPTS, JOB_RETRY_S
 from fedreid.names import SiloName, check_label
 from fedreid.plan import Plan, parse_plan
-from fedreid.work import off_loop
+from fedreid.work import off_loop, to_the_end
 
 _IDLE_S = 1.0
 
@@ -63,7 +63,7 @@ class Conductor:
         registry: Registry,
         presence: Presence,
         phases: Phases,
-        end_calls: Callable[[str], None],
+        end_calls: Callable[[str], Awaitable[None]],
         audit: AuditLog,
         clock: Clock,
     ) -> None:
@@ -180,20 +180,24 @@ class Conductor:
         counts, the event no longer matters.
         """
         async with self._turn:
-            state = self.round
-            if state is None or (seen is not None and seen.updates != state.updates):
-                return
-            after = advance(state, event, self._rules(state), self._clock.now_s())
-            if after != state:
-                await off_loop(self._journal.save_round, after)
-                await off_loop(note_event, self._audit, state, event, after)
-                self._take(after)
+            # A call may be ended while it is in here; journal and memory must not part.
+            await to_the_end(self._apply(event, seen))
+
+    async def _apply(self, event: Event, seen: RoundState | None) -> None:
+        state = self.round
+        if state is None or (seen is not None and seen.updates != state.updates):
+            return
+        after = advance(state, event, self._rules(state), self._clock.now_s())
+        if after != state:
+            await off_loop(self._journal.save_round, after)
+            await off_loop(note_event, self._audit, state, event, after)
+            self._take(after)
 
     async def silo_gone(self, silo: SiloName, state: str) -> None:
         """A silo leaves or is revoked: from now on nothing of it counts."""
         await off_loop(self._registry.set_state, silo, state)
         await off_loop(self._audit.append, f"silo.{state}", silo=silo)
-        self._end_calls(silo)
+        await self._end_calls(silo)
         self._presence.gone(silo)
         await self.apply(SiloGone(silo=silo))
 

@@ -16,10 +16,12 @@ from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.spool import check_room
 from coordinator.rounds.validation import check_manifest, check_values
 from fedreid.contract import UpdateReport
 from fedreid.errors import (
     BROKEN_LINE,
+    LimitReached,
     Refusal,
     RunError,
     StorageError,
@@ -94,22 +96,26 @@ class Intake:
         self._announced: dict[SiloName, Announcement] = {}
         self._busy: set[SiloName] = set()
         self._slots = asyncio.Semaphore(CONCURRENT_UPLOADS)
+        self._opening = asyncio.Lock()
 
     async def open(self, announcement: Announcement) -> Opening:
         """Say where to go on with an announced update.
 
         Raises:
             UpdateRefused: its form is wrong, or the silo was not invited.
+            StorageError: the disk has no room for it.
         """
         standing = self._standing(announcement)
         upload_id = announcement.upload_id
         if standing is not Standing.SEND:
             return Opening(standing=standing, upload_id=upload_id)
         await off_loop(self._check_form, announcement, self._conductor.plan)
-        self._announced[announcement.silo] = announcement
         part = self._part_path(announcement)
-        if announcement.silo not in self._busy:
-            self._remove_other_parts(announcement.silo, part)
+        async with self._opening:  # or two would be promised the same room
+            if announcement.silo not in self._busy:
+                self._remove_other_parts(announcement.silo, part)
+            await off_loop(check_room, part.parent, self._promised(announcement))
+            self._announced[announcement.silo] = announcement
         held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
@@ -120,7 +126,8 @@ class Intake:
         """Take the payload of an opened upload, check it, and make it count.
 
         Raises:
-            RunError: the upload was not opened, or another one of the silo is under way.
+            RunError: the upload was not opened.
+            LimitReached: another upload of the silo is under way.
             UpdateRefused: the payload must not count.
             StorageError: the disk is full or fails; what came so far is kept.
         """
@@ -128,7 +135,7 @@ class Intake:
         if announcement is None or announcement.upload_id != upload_id:
             raise RunError("This upload was not opened", next_step="Call OpenUpload first.")
         if silo in self._busy:
-            raise RunError("Another upload of this silo is under way")
+            raise LimitReached("Another upload of this silo is under way")
         self._busy.add(silo)
         try:
             return await self._receive(announcement, chunks)
@@ -236,6 +243,19 @@ class Intake:
                 Refusal.NOT_INVITED, f"The silo {announcement.silo} is not part of this round"
             )
         return Standing.SEND if state.wants(announcement.silo) else Standing.STALE
+
+    def _promised(self, announcement: Announcement) -> list[tuple[Manifest, Path]]:
+        """The unfinished updates of the round, with the one that is announced now."""
+        state = self._conductor.round
+        others = [
+            other
+            for other in self._announced.values()
+            if other.silo != announcement.silo
+            and state is not None
+            and other.is_for(state)
+            and state.wants(other.silo)
+        ]
+        return [(each.manifest, self._part_path(each)) for each in (announcement, *others)]
 
     def _remove_other_parts(self, silo: SiloName, kept: Path) -> None:
         """One unfinished update of each silo at a time, so that none can fill the disk."""

@@ -9,23 +9,26 @@ from __future__ import annotations  # gRPC's classes take type arguments in thei
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from coordinator.metrics import ACCESS_DENIED
 from coordinator.trust.denials import Denials
 from coordinator.trust.registry import Registry
+from coordinator.trust.under_way import CallsUnderWay, UnderWay
 from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
     FedreidError,
     UpdateRefused,
+    UsageError,
     grpc_status_name,
 )
 from fedreid.limits import MESSAGE_IDLE_S
@@ -69,8 +72,7 @@ class Access(grpc.aio.ServerInterceptor):
     def __init__(self, registry: Registry, denials: Denials) -> None:
         self._registry = registry
         self._denials = denials
-        self._live: dict[str, set[asyncio.Task[Any]]] = defaultdict(set)
-        self._ended: set[asyncio.Task[Any]] = set()
+        self._under_way = CallsUnderWay()
 
     async def intercept_service(
         self,
@@ -81,90 +83,113 @@ class Access(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:  # an unknown method: gRPC answers UNIMPLEMENTED by itself
             return handler
+        if handler.unary_stream and not inspect.isasyncgenfunction(handler.unary_stream):
+            return None  # it would write by itself, past all checks: Health.Watch is not served
         service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
         return self._wrap(handler, service, method)
 
-    def end_calls(self, silo: str) -> None:
-        """End every call that a silo has under way, except the one that asks for it."""
-        asking = asyncio.current_task()
-        for task in self._live[silo] - {asking}:
-            self._ended.add(task)
-            task.cancel()
+    async def end_calls(self, silo: str) -> None:
+        """End every call that a silo has under way, except the one that asks for it.
+
+        When this returns, none of their handlers does anything any more.
+        """
+        await self._under_way.end(silo)
 
     def _wrap(self, handler: Any, service: str, method: str) -> AnyHandler:
-        codecs = (handler.request_deserializer, handler.response_serializer)
-        if handler.request_streaming:
-            assert not handler.response_streaming, "no call of the contract streams both ways"
-            return grpc.stream_unary_rpc_method_handler(
-                self._streamed_request(handler.stream_unary, service), *codecs
-            )
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._streamed_response(handler.unary_stream, service), *codecs
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, service, leaving=method == _LEAVE), *codecs
-        )
+        """The handler behind its checks, told to gRPC as one of streamed requests.
 
-    def _unary(self, behaviour: Any, service: str, *, leaving: bool) -> Any:
-        async def call(request: Any, context: Any) -> Any:
+        gRPC would receive a whole message of a unary call before it asked anybody. On the wire
+        a stream of one message is the same, and is asked about before its first byte is taken.
+        Messages are parsed here for the same reason.
+        """
+        streamed = handler.stream_unary or handler.stream_stream
+        messages = functools.partial(
+            self._messages, service=service, parse=handler.request_deserializer
+        )
+        serializer = handler.response_serializer
+        if handler.response_streaming:
+            assert streamed is None, "no call of the contract streams both ways"
+            behaviour = self._streamed_response(handler.unary_stream, service, messages)
+            return grpc.stream_stream_rpc_method_handler(behaviour, None, serializer)
+        if streamed is not None:
+            behaviour = self._streamed_request(streamed, service, messages)
+        else:
+            leaving = method == _LEAVE
+            behaviour = self._unary(handler.unary_unary, service, messages, leaving=leaving)
+        return grpc.stream_unary_rpc_method_handler(behaviour, None, serializer)
+
+    def _unary(self, behaviour: Any, service: str, messages: Any, *, leaving: bool) -> Any:
+        async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
             async with self._call(context, service):
-                answer = await behaviour(request, context)
+                answer = await behaviour(await _only(messages(requests, context)), context)
                 if not leaving:  # a long poll outlives what was true when it began
                     self._admit(context, service)
                 return answer
 
         return call
 
-    def _streamed_response(self, behaviour: Any, service: str) -> Any:
-        async def call(request: Any, context: Any) -> None:
+    def _streamed_response(self, behaviour: Any, service: str, messages: Any) -> Any:
+        async def call(requests: AsyncIterator[bytes], context: Any) -> None:
+            async with self._call(context, service) as under_way:
+                request = await _only(messages(requests, context))
+                async with contextlib.aclosing(behaviour(request, context)) as answers:
+                    async for message in answers:
+                        self._admit(context, service)
+                        async with _not_idle():
+                            await under_way.send(context.write(message))
+
+        return call
+
+    def _streamed_request(self, behaviour: Any, service: str, messages: Any) -> Any:
+        async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
             async with (
                 self._call(context, service),
-                contextlib.aclosing(behaviour(request, context)) as messages,
+                contextlib.aclosing(messages(requests, context)) as admitted,
             ):
-                async for message in messages:
-                    self._admit(context, service)
-                    async with _not_idle():
-                        await context.write(message)
+                return await behaviour(admitted, context)
 
         return call
 
-    def _streamed_request(self, behaviour: Any, service: str) -> Any:
-        async def call(requests: AsyncIterator[Any], context: Any) -> Any:
-            async def admitted() -> AsyncIterator[Any]:
-                while True:
-                    async with _not_idle():
-                        message = await anext(requests, None)
-                    if message is None:
-                        return
-                    self._admit(context, service)
-                    yield message
-
-            async with self._call(context, service):
-                return await behaviour(admitted(), context)
-
-        return call
+    async def _messages(
+        self, requests: AsyncIterator[bytes], context: Any, *, service: str, parse: Any
+    ) -> AsyncIterator[Any]:
+        """The messages of a call: each comes in time, from one who may send it, and is one."""
+        while True:
+            async with _not_idle():
+                message = await anext(requests, None)
+            if message is None:
+                return
+            self._admit(context, service)
+            try:
+                parsed = parse(message)
+            except DecodeError as error:
+                raise UsageError("A message of this call can't be read") from error
+            yield parsed
 
     @contextlib.asynccontextmanager
-    async def _call(self, context: Any, service: str) -> AsyncIterator[None]:
+    async def _call(self, context: Any, service: str) -> AsyncIterator[UnderWay]:
         """One call: admitted, listed while it lives, its failures told as statuses."""
-        task = asyncio.current_task()
-        assert task is not None
-        name = ""
+        call = None
         try:
-            name = self._admit(context, service).name
-            self._live[name].add(task)
-            yield
+            call = self._under_way.begin(self._admit(context, service))
+            try:
+                yield call
+            finally:
+                call.handled.set()
         except FedreidError as error:
+            if call is not None:
+                await call.sent()
             await _tell(context, error)
         except asyncio.CancelledError:
-            if task not in self._ended:
+            if call is None or not call.ended:
                 raise
-            task.uncancel()
+            call.task.uncancel()
+            await call.sent()
             try:
                 self._admit(context, service)  # says why, as every later call will hear it
             except AccessDenied as denied:
                 await _tell(context, denied)
+            name = call.principal.name
             await _tell(context, AccessDenied(f"The silo {name} may take part no longer"))
         except (grpc.aio.AbortError, GeneratorExit):
             raise
@@ -173,8 +198,8 @@ class Access(grpc.aio.ServerInterceptor):
             _log.exception("a call of %s failed", service)
             await context.abort(grpc.StatusCode.INTERNAL, "The coordinator failed at this call")
         finally:
-            self._live[name].discard(task)
-            self._ended.discard(task)
+            if call is not None:
+                self._under_way.over(call)
 
     def _admit(self, context: Any, service: str) -> Principal:
         caller = ""
@@ -199,8 +224,20 @@ def _peer(context: Any) -> Holder:
     properties = context.auth_context()
     if properties.get("ssl_tls_version", [b""])[0] != _TLS_VERSION:
         raise AccessDenied("Only TLS 1.3 is spoken here")
+    if properties.get("ssl_session_reused", [b""])[0] != b"false":
+        # A resumed session carries what was checked when it began, and agents never resume one.
+        raise AccessDenied("A connection must begin with a whole TLS handshake")
     pem = properties.get("x509_pem_cert", [b""])[0]
     return _holder_of_pem(pem)
+
+
+async def _only(messages: AsyncGenerator[Any, None]) -> Any:
+    """The message of a unary call; what comes after it is never taken."""
+    async with contextlib.aclosing(messages):
+        request = await anext(messages, None)
+    if request is None:
+        raise UsageError("The call holds no message")
+    return request
 
 
 @contextlib.asynccontextmanager

@@ -12,8 +12,10 @@ import pytest
 
 from fedreid import errors
 from fedreid.errors import (
+    ConnectionFailed,
     ExitCode,
     FedreidError,
+    LimitReached,
     NameRefused,
     Refusal,
     StorageError,
@@ -105,7 +107,7 @@ def test_a_class_that_is_added_later_takes_its_ancestors_status() -> None:
 
 
 def test_only_a_failed_connection_is_retryable() -> None:
-    assert {kind.code for kind in ALL if kind.retryable} == {"connection_failed"}
+    assert {kind for kind in ALL if kind.retryable} == {ConnectionFailed, LimitReached}
 
 
 def test_an_error_reads_as_sentences() -> None:

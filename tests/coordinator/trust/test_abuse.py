@@ -5,6 +5,7 @@ are in place, so that no worker process is needed.
 """
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from coordinator.rounds.journal import Journal, RunRow
 from coordinator.rounds.publishing import Models, Origin
 from fedreid.console import print_table
 from fedreid.files import replacing
-from fedreid.limits import CONCURRENT_DOWNLOADS, CONCURRENT_UPLOADS
+from fedreid.limits import CONCURRENT_DOWNLOADS, CONCURRENT_UPLOADS, SPOOL_KEPT_FREE_BYTES
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import signing_key
 from fedreid.v1 import federation_pb2 as pb
@@ -167,6 +168,53 @@ def test_a_silo_that_announces_ever_new_updates_fills_the_spool_with_one_alone(
                 await upload.done_writing()
                 assert await upload.code() is grpc.StatusCode.INVALID_ARGUMENT  # truncated
             assert len(list(coordinator.folders.spool("spring", 1).iterdir())) <= 1
+
+    lived(coordinator, story)
+
+
+def test_a_silo_sends_one_update_at_a_time(coordinator: Victim) -> None:
+    payload = np.full(ELEMENTS, 1.5, dtype=np.float32).tobytes()
+
+    async def story(_: Assembled) -> None:
+        async with coordinator.round() as (stub, *_others):
+            opening = await stub.OpenUpload(coordinator.announcement(payload))
+            message = pb.SendUploadRequest(upload_id=opening.upload_id, chunk=chunk(payload[:9]))
+            first = stub.SendUpload()
+            await first.write(message)
+            while not list(coordinator.folders.spool("spring", 1).iterdir()):
+                await asyncio.sleep(0)  # until it is being received
+            second = stub.SendUpload()
+            await second.write(message)
+            assert await second.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "under way" in await second.details()
+            assert not first.done()
+            first.cancel()
+
+    lived(coordinator, story)
+
+
+def test_an_update_is_sent_only_where_the_disk_has_room_for_it(
+    coordinator: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = np.full(ELEMENTS, 1.5, dtype=np.float32).tobytes()
+    room_for_one = SPOOL_KEPT_FREE_BYTES + len(payload)
+    usage = shutil.disk_usage(coordinator.folders.root)._replace(free=room_for_one)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    async def story(_: Assembled) -> None:
+        async with coordinator.round() as (first, second, *_others):
+            opening = await first.OpenUpload(coordinator.announcement(payload))
+            with pytest.raises(grpc.aio.AioRpcError) as refused:  # the room is promised already
+                await second.OpenUpload(coordinator.announcement(payload))
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "disk is full" in str(refused.value.details())
+            unopened = second.SendUpload()
+            await unopened.write(
+                pb.SendUploadRequest(upload_id=opening.upload_id, chunk=chunk(payload[:9]))
+            )
+            assert await unopened.code() is grpc.StatusCode.FAILED_PRECONDITION
+            again = await first.OpenUpload(coordinator.announcement(payload))
+            assert again.upload_id == opening.upload_id
 
     lived(coordinator, story)
 

@@ -5,10 +5,12 @@ product does (``fedreid.launch``); a child without that shows what the setting i
 """
 
 import os
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from fedreid.names import Role
 from fedreid.pki.identity import Identity, IdentityStore
+from tests.coordinator.trust.raw import REFUSED, client_context
 from tests.parties import Federation
 
 WAIT_S = 10.0
@@ -90,9 +93,6 @@ def shaken_hands(
         return str(spoken.version())
 
 
-REFUSED = (ssl.SSLError, ConnectionError)
-
-
 def test_a_silo_that_speaks_tls_1_3_is_let_in(port: int, folder: Path, silo: Identity) -> None:
     assert shaken_hands(port, folder, silo) == "TLSv1.3"
 
@@ -108,6 +108,63 @@ def test_without_the_settings_of_launch_tls_1_2_would_be_spoken(
     with served(folder, "bare") as bare:
         told = shaken_hands(bare, folder, silo, highest=ssl.TLSVersion.TLSv1_2)
     assert told == "TLSv1.2"
+
+
+OLD = [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2]
+OLD_CIPHERS = "ALL:COMPLEMENTOFALL:@SECLEVEL=0"
+
+
+def handshake(port: int, context: ssl.SSLContext) -> str:
+    """The version that is agreed on, if any is."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as spoken,
+    ):
+        return str(spoken.version())
+
+
+@pytest.mark.parametrize("version", OLD, ids=lambda version: version.name)
+def test_no_version_before_1_3_is_spoken_with_any_cipher_suite(
+    port: int, tmp_path: Path, silo: Identity, version: ssl.TLSVersion
+) -> None:
+    context = client_context(tmp_path, silo)
+    context.set_ciphers(OLD_CIPHERS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # old is what it shall be
+        context.minimum_version = context.maximum_version = version
+    suites = [s["name"] for s in context.get_ciphers() if s["protocol"] != "TLSv1.3"]
+    assert len(suites) > 100
+    for suite in (OLD_CIPHERS, *suites):  # all that OpenSSL knows, then each alone
+        context.set_ciphers(f"{suite}:@SECLEVEL=0")
+        with pytest.raises(REFUSED):
+            handshake(port, context)
+
+
+SUITES = {
+    "TLS_AES_128_GCM_SHA256": True,
+    "TLS_AES_256_GCM_SHA384": True,
+    "TLS_CHACHA20_POLY1305_SHA256": True,
+    "TLS_AES_128_CCM_SHA256": False,
+    "TLS_AES_128_CCM_8_SHA256": False,
+}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="asks with the openssl program")
+@pytest.mark.parametrize(("suite", "spoken"), SUITES.items())
+def test_of_1_3_the_three_strong_cipher_suites_are_spoken(
+    port: int, tmp_path: Path, silo: Identity, suite: str, spoken: bool
+) -> None:
+    IdentityStore(tmp_path).save(silo)
+    own = tmp_path / "live"
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3", "-ciphersuites", suite,
+         "-alpn", "h2", "-verify_return_error", "-CAfile", str(own / "authorities.pem"),
+         "-cert", str(own / "certificate.pem"), "-key", str(own / "key.pem")],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        check=False, timeout=WAIT_S,
+    )  # fmt: skip
+    assert (f"New, TLSv1.3, Cipher is {suite}" in done.stdout) is spoken
+    assert ("ALPN protocol: h2" in done.stdout) is spoken
 
 
 def test_nobody_without_a_certificate_is_let_in(port: int, folder: Path) -> None:
