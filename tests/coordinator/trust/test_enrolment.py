@@ -81,7 +81,7 @@ def test_the_same_key_again_gets_the_same_certificate_after_a_restart(
     restarted = Enrolment(
         journal=journal,
         registry=Registry(journal, federation.name, clock),
-        authority=federation.authority,
+        authorities=enrolment.authorities,
         audit=enrolment.audit,
         clock=clock,
     )
@@ -205,7 +205,7 @@ def test_two_keys_at_the_same_moment_get_one_certificate_between_them(
     racing = Enrolment(
         journal=racing_journal,
         registry=registry,
-        authority=federation.authority,
+        authorities=enrolment.authorities,
         audit=enrolment.audit,
         clock=clock,
     )
