@@ -5,15 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from fedreid.audit import read_audit
 from fedreid.errors import (
+    ConfigRefused,
     ConnectionFailed,
     IdentityBroken,
     TokenRefused,
     TrustError,
 )
 from fedreid.names import Role
-from fedreid.pki.certificates import key_fingerprint, key_from_pem
+from fedreid.pki.certificates import key_fingerprint, key_from_pem, short_fingerprint
 from fedreid.pki.identity import Identity, IdentityStore
 from fedreid.pki.tokens import JoinToken
 from silo_agent.config import Folders, Membership, load_membership
@@ -229,6 +232,59 @@ def test_a_certificate_of_another_silo_than_the_tokens_is_not_kept(
     with pytest.raises(TrustError):
         joined(folders, token, clock, coordinator)
     assert not IdentityStore(folders.identity).exists()
+
+
+def test_a_person_is_awaited_and_told_the_fingerprint_once(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.awaits_approval = 2
+    said: list[str] = []
+    joined(folders, token, clock, coordinator, said=said)
+    key = key_from_pem(IdentityStore(folders.identity).load().key_pem).public_key()
+    fingerprint = short_fingerprint(key_fingerprint(key))
+    assert len(coordinator.secrets) == 3
+    assert len([line for line in said if fingerprint in line]) == len(said) == 2
+
+
+def test_a_key_that_awaited_approval_beyond_its_tokens_end_is_asked_for_again(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.loses_the_answer = True
+    with pytest.raises(ConnectionFailed):
+        joined(folders, token, clock, coordinator)
+    clock.move(HOUR_S)
+    coordinator.loses_the_answer = False
+    joined(folders, token, clock, coordinator)
+    assert len(set(coordinator.fingerprints)) == 1
+
+
+def test_joining_again_gives_the_silo_a_new_key(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    for _ in range(2):
+        joined(folders, token, clock, coordinator)
+    assert len(set(coordinator.fingerprints)) == 2
+    assert [line.event for line in read_audit(folders.audit)] == ["joined", "joined"]
+
+
+def test_a_pending_key_whose_removal_was_cut_off_is_not_used_twice(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    joined(folders, token, clock, coordinator)
+    folders.pending_key.write_bytes(IdentityStore(folders.identity).load().key_pem)
+    joined(folders, token, clock, coordinator)
+    assert len(set(coordinator.fingerprints)) == 2
+
+
+def test_a_data_folder_stays_its_own_silos_and_no_secret_is_sent(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    joined(folders, token, clock, coordinator)
+    before = IdentityStore(folders.identity).load()
+    with pytest.raises(ConfigRefused, match="is of the silo north of harbour"):
+        joined(folders, replace(token, silo="south"), clock, coordinator)
+    assert len(coordinator.secrets) == 1
+    assert IdentityStore(folders.identity).load() == before
 
 
 def test_nobody_at_the_address_is_a_connection_that_failed(
