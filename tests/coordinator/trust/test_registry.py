@@ -3,8 +3,8 @@
 import pytest
 
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
-from coordinator.trust.registry import ACTIVE, LEFT, REVOKED, Registry
-from fedreid.errors import AccessDenied
+from coordinator.trust.registry import ACTIVE, LEFT, QUARANTINED, REVOKED, SUSPENDED, Registry
+from fedreid.errors import AccessDenied, SiloSuspended
 from fedreid.names import FederationName, Role
 from fedreid.pki.certificates import Holder
 from fedreid.pki.identity import Identity
@@ -59,6 +59,35 @@ def test_a_silo_that_was_revoked_or_left_may_not_from_that_moment_on(
     registry.set_state("north", state)
     assert told in denied(registry, north)
     assert not registry.active("north")
+
+
+def test_a_quarantined_silo_may_talk_and_does_not_take_part(
+    registry: Registry, north: Holder
+) -> None:
+    registry.set_state("north", QUARANTINED, "its updates are outliers")
+    registry.check(north)
+    assert registry.may_talk("north") and not registry.active("north")
+
+
+def test_a_suspended_silo_is_told_why_by_an_error_that_passes(
+    registry: Registry, north: Holder
+) -> None:
+    registry.set_state("north", SUSPENDED, "the site is being moved")
+    with pytest.raises(SiloSuspended, match="is suspended") as denied:
+        registry.check(north)
+    assert denied.value.why == "the site is being moved"
+    assert not registry.may_talk("north") and not registry.active("north")
+    registry.set_state("north", ACTIVE)
+    registry.check(north)
+
+
+def test_which_authorities_a_silo_trusts_is_stored_once(
+    journal: Journal, registry: Registry, north: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.acknowledge("north", "a" * 64)
+    assert journal.silos()[0].authorities_digest == "a" * 64
+    monkeypatch.setattr(journal, "save_silo", None)  # would fail if it were called
+    registry.acknowledge("north", "a" * 64)
 
 
 def test_a_revoked_silo_is_revoked_for_a_restarted_coordinator(
