@@ -68,17 +68,18 @@ class Coordinator:
         self._keeper = Keeper(folders, config, authorities, self._audit, clock)
         self._journal = Journal(folders.journal)
         self._worker = Worker(_WORKER)
-        registry = Registry(
+        self.registry = Registry(
             self._journal,
             federation,
             clock,
-            not_issued_by=authorities.issuing.key_id if config.pki.outside else None,
+            issued_here=authorities.issued,
+            external=config.pki.outside,
         )
         presence = Presence(clock)
         key = signing_key(folders.model_key.read_bytes())
         models = Models(folders.models, self._journal, federation, key)
         self._denials = Denials()
-        self._access = Access(registry, self._denials)
+        self._access = Access(self.registry, self._denials)
         phases = Phases(
             federation=federation,
             folders=folders,
@@ -90,7 +91,7 @@ class Coordinator:
             folders=folders,
             journal=self._journal,
             models=models,
-            registry=registry,
+            registry=self.registry,
             presence=presence,
             phases=phases,
             end_calls=self._shut_out,
@@ -99,7 +100,7 @@ class Coordinator:
         )
         self._enrolment = Enrolment(
             journal=self._journal,
-            registry=registry,
+            registry=self.registry,
             authorities=authorities,
             audit=self._audit,
             clock=clock,
@@ -109,7 +110,7 @@ class Coordinator:
         )
         rollover = RollOver(
             authorities=authorities,
-            registry=registry,
+            registry=self.registry,
             keeper=self._keeper,
             audit=self._audit,
             clock=clock,
@@ -131,7 +132,7 @@ class Coordinator:
             journal=self._journal,
             models=models,
             presence=presence,
-            registry=registry,
+            registry=self.registry,
             enrolment=self._enrolment,
             authorities=authorities,
             rollover=rollover,

@@ -132,7 +132,9 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
             reason = self._rollover.renewal_reason(holder, digest)
             return RenewTask(reason=reason) if reason else None
 
-        wait_s = min(max(request.wait_s, 0.0), LONG_POLL_S)
+        # Half of what is left: an answer after the certificate's end would be refused.
+        left_s = (holder.not_after_s - self._clock.now_s()) / 2
+        wait_s = max(0.0, min(request.wait_s, LONG_POLL_S, left_s))
         return task_to_wire(await self._conductor.next_task(silo, wait_s, first=renewal))
 
     async def Heartbeat(  # noqa: N802

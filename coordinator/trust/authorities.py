@@ -20,6 +20,7 @@ from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
 from fedreid.names import Digest
 from fedreid.pki.certificates import (
     Authority,
+    Holder,
     authorities_digest,
     key_fingerprint,
     key_from_pem,
@@ -45,6 +46,7 @@ class _Known:
 
     state: _State
     authorities: tuple[Authority, ...]
+    key_ids: frozenset[str]
 
     @property
     def issuing(self) -> Authority:
@@ -91,6 +93,10 @@ class Authorities:
     def digest(self) -> Digest:
         """By which a silo says that it trusts these."""
         return authorities_digest(self.bundle_pem)
+
+    def issued(self, holder: Holder) -> bool:
+        """Whether one that is trusted now has issued a certificate."""
+        return holder.issuer_key_id in self._known.key_ids
 
     @property
     def step(self) -> str:
@@ -178,4 +184,8 @@ def _read(folder: Path) -> _Known:
             why=str(error),
             next_step="Restore the folder from a backup.",
         ) from error
-    return _Known(state=state, authorities=authorities)
+    return _Known(
+        state=state,
+        authorities=authorities,
+        key_ids=frozenset(authority.key_id for authority in authorities),
+    )

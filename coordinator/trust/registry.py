@@ -11,6 +11,7 @@ The states of a silo::
 """
 
 import threading
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
@@ -42,17 +43,20 @@ class Registry:
         federation: FederationName,
         clock: Clock,
         *,
-        not_issued_by: str | None = None,
+        issued_here: Callable[[Holder], bool] = lambda holder: True,
+        external: bool = False,
     ) -> None:
         """The silos of a journal.
 
-        ``not_issued_by`` is given where an outside PKI vouches for silos and their keys: the key
-        identifier of the coordinator's own authority, which then vouches for no silo.
+        ``issued_here`` says whether an authority of the coordinator that is trusted now has issued
+        a certificate: TLS asks only when a connection begins. With ``external`` an outside PKI
+        vouches for silos and their keys, and the coordinator's own for none.
         """
         self._journal = journal
         self._federation = federation
         self._clock = clock
-        self._not_issued_by = not_issued_by
+        self._issued_here = issued_here
+        self._external = external
         self._silos = {row.name: row for row in journal.silos()}
         self.changing = threading.Lock()
         """Held by whoever changes a silo, so that journal and memory change in one order."""
@@ -98,7 +102,8 @@ class Registry:
         every call and every chunk.
 
         Raises:
-            AccessDenied: another federation's, expired, revoked, replaced, or never registered.
+            AccessDenied: another federation's, expired, revoked, replaced, never registered, or of
+                an authority that is trusted no longer.
         """
         principal = holder.principal
         if principal.federation != self._federation:
@@ -110,6 +115,11 @@ class Registry:
                 why="it ended while the silo was away, or one of the clocks is wrong",
                 next_step="Check the clocks; then ask for a new join token, and: silo-agent join "
                 "--rejoin --token-file FILE.",
+            )
+        if not self._external and not self._issued_here(holder):
+            raise AccessDenied(
+                f"The certificate of {principal.name} is of an authority that is trusted no longer",
+                next_step="Use the newest identity, or join again with a new token.",
             )
         if principal.role is Role.SILO:
             self._check_silo(holder, now_s)
@@ -193,8 +203,8 @@ class Registry:
         self._check_key(row, holder, now_s)
 
     def _check_key(self, row: SiloRow, holder: Holder, now_s: float) -> None:
-        if self._not_issued_by is not None:
-            if holder.issuer_key_id == self._not_issued_by:
+        if self._external:
+            if self._issued_here(holder):
                 raise AccessDenied(
                     f"The certificate of {row.name} is of the coordinator's own authority",
                     why="in this federation the operators' own PKI vouches for silos",

@@ -32,12 +32,13 @@ def everything(found: Authorities) -> tuple[str, str, list[bytes]]:
 def test_a_roll_over_goes_through_its_steps_and_a_restart_finds_each(folder: Path) -> None:
     old, young = new(), new()
     found = Authorities.create(folder, old)
-    for take, step, trusted in (
+    steps: list[tuple[Callable[[], None], str, list[Authority]]] = [
         (lambda: None, SETTLED, [old]),
         (lambda: found.prepare(young), PREPARED, [old, young]),
         (found.activate, ACTIVATED, [young, old]),
         (found.drop, SETTLED, [young]),
-    ):
+    ]
+    for take, step, trusted in steps:
         take()
         pems = [each.certificate_pem for each in trusted]
         assert everything(found) == (step, trusted[0].key_id, pems)

@@ -497,8 +497,9 @@ def test_a_silo_of_an_outside_pki_has_to_be_registered_and_may_change_its_key(
     external: Enrolment, journal: Journal, federation: Federation, clock: FakeClock
 ) -> None:
     pki = Federation.founded(now_s=federation.now_s, name=federation.name)
-    own = federation.authority.key_id
-    registry = Registry(journal, federation.name, clock, not_issued_by=own)
+    registry = Registry(
+        journal, federation.name, clock, issued_here=external.authorities.issued, external=True
+    )
     external = replace(external, registry=registry)
     certificates = [pki.leaf(Role.SILO, "north").holder() for _ in range(2)]
     with pytest.raises(AccessDenied, match="not registered"):

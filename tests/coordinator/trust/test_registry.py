@@ -133,6 +133,20 @@ def test_an_older_key_of_the_silo_may_not_act_any_more(
     assert "newer key" in denied(registry, north)
 
 
+@pytest.mark.parametrize("role", [Role.SILO, Role.ADMIN, Role.BOOTSTRAP])
+def test_a_certificate_ends_with_the_trust_in_its_authority_on_open_connections_too(
+    journal: Journal, federation: Federation, clock: FakeClock, role: Role
+) -> None:
+    trusted = {federation.authority.key_id}
+    registry = Registry(
+        journal, federation.name, clock, issued_here=lambda holder: holder.issuer_key_id in trusted
+    )
+    holder = registered(journal, registry, federation.leaf(role, "north"))
+    registry.check(holder)
+    trusted.clear()
+    assert "trusted no longer" in denied(registry, holder)
+
+
 @pytest.mark.parametrize("role", Role)
 def test_a_certificate_of_another_federation_may_not_act(
     registry: Registry, federation: Federation, role: Role
