@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
+
+import tomli_w
 
 from coordinator.client import admin_of
 from coordinator.folders import Folders
@@ -134,13 +137,16 @@ class LocalFederation:
     ) -> None:
         self.stop()
 
-    def initialise(self) -> None:
-        """Make the coordinator's data folder and start it."""
+    def initialise(self, **settings: object) -> None:
+        """Make the coordinator's data folder, with ``settings`` of its own, and start it."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.command(
             "coordinator", "init", "--data", str(self.data), "--federation", self._federation,
             "--hostname", "localhost", "--listen", "127.0.0.1:0",
         )  # fmt: skip
+        config = Folders(self.data).config
+        known = tomllib.loads(config.read_text("utf-8"))
+        config.write_text(tomli_w.dumps({**known, **settings}), "utf-8")
         self.coordinator.start()
         self._wait_for_coordinator()
         # From now on the same port, so that agents find a restarted coordinator again.

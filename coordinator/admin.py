@@ -9,10 +9,15 @@ from coordinator.rounds.machine import RoundState
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.trust.access import calling_admin
+from coordinator.trust.authorities import Authorities
 from coordinator.trust.enrolment import Enrolment
-from coordinator.trust.registry import REVOKED, Registry
+from coordinator.trust.registry import ACTIVE, KEPT_OUT, REVOKED, SUSPENDED, Registry
+from coordinator.trust.rollover import RollOver
+from fedreid.audit import AuditLog
 from fedreid.errors import RunError, UsageError
+from fedreid.limits import REASON_CHARACTERS
 from fedreid.names import Digest, SiloName, silo_name
+from fedreid.pki.certificates import key_fingerprint
 from fedreid.v1 import admin_pb2, admin_pb2_grpc, federation_pb2
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire
 from fedreid.work import off_loop
@@ -36,6 +41,9 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         presence: Presence,
         registry: Registry,
         enrolment: Enrolment,
+        authorities: Authorities,
+        rollover: RollOver,
+        audit: AuditLog,
     ) -> None:
         self._conductor = conductor
         self._journal = journal
@@ -43,6 +51,9 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         self._presence = presence
         self._registry = registry
         self._enrolment = enrolment
+        self._authorities = authorities
+        self._rollover = rollover
+        self._audit = audit
 
     async def CreateToken(  # noqa: N802 - the name of the call
         self, request: admin_pb2.CreateTokenRequest, context: Any
@@ -67,6 +78,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
                 admin_pb2.Silo(
                     name=row.name,
                     state=row.state,
+                    reason=row.reason,
                     key_fingerprint=row.key_fingerprint,
                     certificate_not_after_s=row.not_after_s,
                     last_seen_s=sighting.seen_s,
@@ -81,12 +93,70 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.RevokeSiloRequest, context: Any
     ) -> admin_pb2.RevokeSiloResponse:
         """Withdraw a silo's identity."""
-        if request.silo not in {row.name for row in self._registry.silos()}:
-            raise UsageError(
-                f"There is no silo {request.silo!r}", next_step="See: coordinator silo list."
-            )
-        await self._conductor.silo_gone(SiloName(request.silo), REVOKED)
+        row = self._registry.known(request.silo)
+        await self._conductor.silo_gone(SiloName(row.name), REVOKED)
         return admin_pb2.RevokeSiloResponse()
+
+    async def ApproveSilo(  # noqa: N802
+        self, request: admin_pb2.ApproveSiloRequest, context: Any
+    ) -> admin_pb2.ApproveSiloResponse:
+        """Let in the silo whose key awaits approval, or that an outside PKI vouches for."""
+        silo, by = silo_name(request.silo), calling_admin()
+        if request.fingerprint:
+            await off_loop(self._enrolment.approve, silo, request.fingerprint, by=by)
+        else:
+            await off_loop(self._enrolment.register, silo, by=by)
+        return admin_pb2.ApproveSiloResponse()
+
+    async def SuspendSilo(  # noqa: N802
+        self, request: admin_pb2.SuspendSiloRequest, context: Any
+    ) -> admin_pb2.SuspendSiloResponse:
+        """Keep a silo out for a time, or let it in again."""
+        row = self._registry.known(request.silo)
+        silo, reason = SiloName(row.name), request.reason[:REASON_CHARACTERS]
+        if request.suspended:
+            if not self._registry.may_talk(silo):
+                raise UsageError(f"The silo {silo} is {row.state}: it can't be suspended")
+            await self._conductor.silo_gone(silo, SUSPENDED, reason)
+            return admin_pb2.SuspendSiloResponse(state=SUSPENDED)
+        if row.state not in KEPT_OUT:
+            raise UsageError(f"The silo {silo} is {row.state}: there is nothing to resume")
+        await off_loop(self._registry.set_state, silo, ACTIVE)
+        await off_loop(self._audit.append, "silo.resumed", silo=silo, reason=reason)
+        self._conductor.look_again()
+        return admin_pb2.SuspendSiloResponse(state=ACTIVE)
+
+    async def GetAuthorities(  # noqa: N802
+        self, request: admin_pb2.GetAuthoritiesRequest, context: Any
+    ) -> admin_pb2.GetAuthoritiesResponse:
+        """The certificate authorities, and whom the next step would lock out."""
+        return admin_pb2.GetAuthoritiesResponse(
+            step=self._authorities.step,
+            authorities=[
+                admin_pb2.AuthorityInfo(
+                    key_fingerprint=key_fingerprint(authority.key.public_key()),
+                    not_after_s=authority.certificate.not_valid_after_utc.timestamp(),
+                    issuing=authority is self._authorities.issuing,
+                )
+                for authority in self._authorities.trusted
+            ],
+            awaited=self._rollover.awaited(),
+        )
+
+    async def ChangeAuthorities(  # noqa: N802
+        self, request: admin_pb2.ChangeAuthoritiesRequest, context: Any
+    ) -> admin_pb2.ChangeAuthoritiesResponse:
+        """Take a step of a roll-over."""
+        if request.step == admin_pb2.AUTHORITY_STEP_PREPARE:
+            await off_loop(self._rollover.prepare)
+        elif request.step == admin_pb2.AUTHORITY_STEP_ACTIVATE:
+            await off_loop(self._rollover.activate, force=request.force)
+        elif request.step == admin_pb2.AUTHORITY_STEP_DROP:
+            await off_loop(self._rollover.drop, force=request.force)
+        else:
+            raise UsageError("The steps are prepare, activate and drop")
+        self._conductor.look_again()
+        return admin_pb2.ChangeAuthoritiesResponse(step=self._authorities.step)
 
     async def StartRun(  # noqa: N802
         self, request: admin_pb2.StartRunRequest, context: Any

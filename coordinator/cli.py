@@ -1,15 +1,15 @@
 """The commands of the platform team."""
 
-import math
 import re
 import socket
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from coordinator import membership
+from coordinator.options import Address, Data, Json, instant
 from fedreid import launch
 from fedreid.console import out, print_json, print_table, run_program, say
 from fedreid.errors import UsageError
@@ -28,9 +28,14 @@ round_app = typer.Typer(no_args_is_help=True, help="Rounds of a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Published models.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 audit_app = typer.Typer(no_args_is_help=True, help="What has happened, hash-chained.")
+silo_app.command("approve")(membership.approve)
+silo_app.command("suspend")(membership.suspend)
+silo_app.command("resume")(membership.resume)
+silo_app.command("register")(membership.register)
 for name, group in (
     ("token", token_app),
     ("silo", silo_app),
+    ("ca", membership.ca_app),
     ("run", run_app_),
     ("round", round_app),
     ("model", model_app),
@@ -38,13 +43,6 @@ for name, group in (
     ("audit", audit_app),
 ):
     app.add_typer(group, name=name)
-
-Data = Annotated[Path, typer.Option("--data", help="The coordinator's data folder.")]
-Address = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads it
-    typer.Option("--coordinator", help="HOST:PORT; default: the one that serves --data here."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -59,6 +57,9 @@ def init(
         ),
     ] = None,
     listen: Annotated[str, typer.Option(help="HOST:PORT to serve on.")] = "0.0.0.0:443",
+    approval: Annotated[
+        bool, typer.Option("--approval", help="Let a new silo in only after 'silo approve'.")
+    ] = False,
 ) -> None:
     """Make a data folder: the federation's authority, server and admin identity, settings."""
     from coordinator.config import Config, initialise
@@ -67,7 +68,9 @@ def init(
     from fedreid.names import federation_name
 
     names = tuple(dict.fromkeys([*(hostname or [socket.gethostname()]), "localhost", "127.0.0.1"]))
-    config = Config(federation=federation_name(federation), hostnames=names, listen=listen)
+    config = Config(
+        federation=federation_name(federation), hostnames=names, listen=listen, approval=approval
+    )
     initialise(Folders(data), config, SystemClock())
     say(f"made the federation {federation} in {data}; its names are {', '.join(names)}")
     say(f"next: coordinator serve --data {data}")
@@ -150,13 +153,14 @@ def token_create(
         out.print(token.token, markup=False, soft_wrap=True)
         return
     write_bytes(out_file, token.token.encode() + b"\n", mode=0o600)
-    say(f"wrote a token for {silo} to {out_file}, good until {_instant(token.expires_at_s)}")
+    say(f"wrote a token for {silo} to {out_file}, good until {instant(token.expires_at_s)}")
 
 
 @silo_app.command("list")
 def silo_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every silo and what it does now."""
     from coordinator.client import admin_of
+    from fedreid.pki.certificates import short_fingerprint
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
@@ -168,15 +172,22 @@ def silo_list(data: Data, coordinator: Address = None, as_json: Json = False) ->
         (
             silo.name,
             silo.state,
-            _instant(silo.last_seen_s) if silo.last_seen_s else "never",
+            silo.reason,
+            instant(silo.last_seen_s) if silo.last_seen_s else "never",
             f"{silo.phase} {silo.progress:.0%}" if silo.phase else "",
-            _instant(silo.certificate_not_after_s),
+            instant(silo.certificate_not_after_s) if silo.certificate_not_after_s else "",
             silo.agent_version,
         )
         for silo in silos
     ]
-    columns = ("silo", "state", "last seen", "does", "certificate ends", "agent")
+    columns = (
+        "silo", "state", "why", "last seen", "does", "certificate ends", "agent",
+    )  # fmt: skip
     print_table("Silos", columns, rows)
+    for silo in silos:
+        if silo.state == "pending":
+            fingerprint = short_fingerprint(silo.key_fingerprint)
+            say(f"{silo.name} awaits approval; its key's fingerprint is {fingerprint}")
 
 
 @silo_app.command("revoke")
@@ -365,10 +376,6 @@ def _seconds(text: str) -> float:
     if found is None:
         raise UsageError(f"{text!r} is no time", next_step="Write 90s, 30m, 1h or 2d.")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def _instant(seconds: float) -> str:
-    return datetime.fromtimestamp(math.floor(seconds), UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _message(message: object) -> object:

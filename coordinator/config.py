@@ -1,31 +1,60 @@
 """How is this coordinator set up? ``coordinator.toml`` in the data folder, and ``init``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import tomli_w
-from cryptography import x509
 from msgspec import Meta
 
 from coordinator.folders import Folders
+from coordinator.trust.authorities import Authorities
+from coordinator.trust.own import keep_own_identities
 from fedreid.clock import Clock
-from fedreid.errors import ConfigRefused, IdentityMissing, PlanRefused
+from fedreid.errors import ConfigRefused, PlanRefused
 from fedreid.files import make_folder, write_bytes
-from fedreid.limits import SERVER_LIFE_S
-from fedreid.names import FederationName, Principal, Role
-from fedreid.pki.certificates import (
-    Authority,
-    create_authority,
-    key_from_pem,
-    key_to_pem,
-    new_key,
-    to_pem,
-)
-from fedreid.pki.identity import Identity, IdentityStore
-from fedreid.pki.signing import new_signing_key_pem
+from fedreid.limits import LEAF_LIFE_MAX_S, LEAF_LIFE_MIN_S, LEAF_LIFE_S
+from fedreid.names import FederationName
+from fedreid.pki.certificates import Authority, create_authority
+from fedreid.pki.files import IdentityFiles
+from fedreid.pki.signing import new_signing_key_pem, public_pem, signing_key
 from fedreid.plan import Section, parse_toml
 
 HostPort = Annotated[str, Meta(pattern=r"^.+:\d+$")]
+
+
+class Pki(Section, frozen=True, kw_only=True):
+    """Files of the operators' own PKI; with none of them the coordinator has its own authority.
+
+    They are read again when they change. The coordinator then issues no certificate for silos,
+    and a silo that the PKI vouches for still has to be registered: ``coordinator silo register``.
+    """
+
+    server_certificate: str = ""
+    """PEM, with a P-256 key; it names the hosts that silos dial. Relative to the data folder."""
+    server_key: str = ""
+    client_authorities: str = ""
+    """Certificates, PEM, of the authorities that issue the silos' and the server's."""
+
+    def __post_init__(self) -> None:
+        names = (self.server_certificate, self.server_key, self.client_authorities)
+        if any(names) and not all(names):
+            raise ValueError("server_certificate, server_key and client_authorities go together")
+
+    @property
+    def outside(self) -> bool:
+        """Whether there is such a PKI."""
+        return bool(self.server_certificate)
+
+    def files(self, folder: Path) -> IdentityFiles | None:
+        """Where the files lie, or None if there is no such PKI."""
+        if not self.outside:
+            return None
+        return IdentityFiles(
+            certificate=folder / self.server_certificate,
+            key=folder / self.server_key,
+            authorities=folder / self.client_authorities,
+        )
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -37,6 +66,11 @@ class Config(Section, frozen=True, kw_only=True):
     listen: HostPort = "0.0.0.0:443"
     metrics: HostPort = "127.0.0.1:9464"
     """Plain HTTP: /livez, /readyz, /metrics. Bind it where only Prometheus can reach it."""
+    leaf_life_s: Annotated[float, Meta(ge=LEAF_LIFE_MIN_S, le=LEAF_LIFE_MAX_S)] = LEAF_LIFE_S
+    """Life of a silo's certificate; it is renewed after two thirds of it."""
+    approval: bool = False
+    """A new silo is let in only after ``coordinator silo approve``, token or not."""
+    pki: Pki = Pki()
 
 
 def initialise(folders: Folders, config: Config, clock: Clock) -> None:
@@ -54,25 +88,16 @@ def initialise(folders: Folders, config: Config, clock: Clock) -> None:
     make_folder(folders.root, mode=0o700)
     now_s = clock.now_s()
     authority = create_authority(FederationName(config.federation), now_s=now_s)
-    make_folder(folders.authority, mode=0o700)
-    write_bytes(folders.authority / "key.pem", key_to_pem(authority.key), mode=0o600)
-    write_bytes(folders.authority / "certificate.pem", authority.certificate_pem)
-    for role, name, store, hostnames in (
-        (Role.COORDINATOR, "coordinator", folders.server, config.hostnames),
-        (Role.ADMIN, "admin", folders.admin, ()),
-    ):
-        key = new_key()
-        principal = Principal(federation=FederationName(config.federation), role=role, name=name)
-        certificate = authority.issue(
-            principal, key.public_key(), now_s=now_s, life_s=SERVER_LIFE_S, hostnames=hostnames
-        )
-        identity = Identity(
-            key_pem=key_to_pem(key),
-            certificate_pem=to_pem(certificate),
-            authorities_pem=authority.certificate_pem,
-        )
-        IdentityStore(store).save(identity)
-    write_bytes(folders.model_key, new_signing_key_pem(), mode=0o600)
+    keep_own_identities(
+        folders,
+        Authorities.create(folders.authority, authority),
+        federation=config.federation,
+        hostnames=config.hostnames,
+        now_s=now_s,
+    )
+    model_key_pem = new_signing_key_pem()
+    write_bytes(folders.model_key, model_key_pem, mode=0o600)
+    write_bytes(folders.model_public_key, public_pem(signing_key(model_key_pem)))
     settings = msgspec.to_builtins(config)
     write_bytes(folders.config, tomli_w.dumps(settings).encode())
 
@@ -95,21 +120,9 @@ def load_config(folders: Folders) -> Config:
 
 
 def load_authority(folders: Folders) -> Authority:
-    """The federation's certificate authority.
+    """The authority that issues the federation's certificates.
 
     Raises:
         IdentityMissing: its files can't be read.
     """
-    try:
-        return Authority(
-            certificate=x509.load_pem_x509_certificate(
-                (folders.authority / "certificate.pem").read_bytes()
-            ),
-            key=key_from_pem((folders.authority / "key.pem").read_bytes()),
-        )
-    except (OSError, ValueError) as error:
-        raise IdentityMissing(
-            f"The federation's authority in {folders.authority} can't be read",
-            why=str(error),
-            next_step="Restore the folder from a backup.",
-        ) from error
+    return Authorities(folders.authority).issuing

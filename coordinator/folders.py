@@ -3,9 +3,9 @@
 ::
 
     coordinator.toml   settings            journal.sqlite   the durable truth
-    authority/         the federation's CA models/          published models, by digest
+    authority/         certificate authorities models/      published models, by digest
     server/  admin/    identities          spool/           updates of the current round
-    model-key.pem      signs models        work/            intermediate models of the round
+    model-key.pem .pub signs models        work/            intermediate models of the round
     audit/             what happened, hash-chained
 """
 
@@ -38,7 +38,7 @@ class Folders:
 
     @property
     def authority(self) -> Path:
-        """Identity-like store of the federation's certificate authority."""
+        """The federation's certificate authorities."""
         return self.root / "authority"
 
     @property
@@ -55,6 +55,11 @@ class Folders:
     def model_key(self) -> Path:
         """Key that signs models."""
         return self.root / "model-key.pem"
+
+    @property
+    def model_public_key(self) -> Path:
+        """Its public half, for silos that do not enrol here."""
+        return self.root / "model-key.pub"
 
     @property
     def audit(self) -> Path:

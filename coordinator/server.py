@@ -10,10 +10,11 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
+from msgspec.structs import replace
 
 import fedreid
 from coordinator.admin import AdminServicer
-from coordinator.config import Config, load_authority, load_config
+from coordinator.config import Config, load_config
 from coordinator.folders import Folders
 from coordinator.health import Health
 from coordinator.rounds.conductor import Conductor
@@ -24,10 +25,13 @@ from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.service import EnrolmentServicer, FederationServicer
 from coordinator.trust.access import Access
+from coordinator.trust.authorities import Authorities
 from coordinator.trust.denials import Denials
 from coordinator.trust.enrolment import Enrolment
+from coordinator.trust.keeping import Keeper
 from coordinator.trust.port import port_options, room_for_connections
 from coordinator.trust.registry import Registry
+from coordinator.trust.rollover import RollOver
 from coordinator.trust.tls import server_credentials
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
@@ -36,7 +40,6 @@ from fedreid.files import held_alone, write_bytes
 from fedreid.jobs import Worker
 from fedreid.limits import DENIALS_S
 from fedreid.names import FederationName
-from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.pki.signing import public_bytes, signing_key
 from fedreid.v1 import admin_pb2_grpc, enrolment_pb2_grpc, federation_pb2_grpc
 from fedreid.work import off_loop
@@ -51,17 +54,23 @@ class Coordinator:
     def __init__(self, folders: Folders, config: Config) -> None:
         clock = SystemClock()
         federation = FederationName(config.federation)
-        self._identity = IdentityStore(folders.server).load()
-        check_not_expired(self._identity, clock)
+        self._audit = AuditLog(folders.audit, clock)
+        authorities = Authorities(folders.authority)
+        self._keeper = Keeper(folders, config, authorities, self._audit, clock)
         self._journal = Journal(folders.journal)
         self._worker = Worker(_WORKER)
-        registry = Registry(self._journal, federation, clock)
+        self.registry = Registry(
+            self._journal,
+            federation,
+            clock,
+            issued_here=authorities.issued,
+            external=config.pki.outside,
+        )
         presence = Presence(clock)
         key = signing_key(folders.model_key.read_bytes())
         models = Models(folders.models, self._journal, federation, key)
-        self._audit = AuditLog(folders.audit, clock)
         self._denials = Denials()
-        self._access = Access(registry, self._denials)
+        self._access = Access(self.registry, self._denials)
         phases = Phases(
             federation=federation,
             folders=folders,
@@ -73,19 +82,30 @@ class Coordinator:
             folders=folders,
             journal=self._journal,
             models=models,
-            registry=registry,
+            registry=self.registry,
             presence=presence,
             phases=phases,
-            end_calls=self._access.end_calls,
+            end_calls=self._shut_out,
             audit=self._audit,
             clock=clock,
         )
         self._enrolment = Enrolment(
             journal=self._journal,
-            registry=registry,
-            authority=load_authority(folders),
+            registry=self.registry,
+            authorities=authorities,
             audit=self._audit,
             clock=clock,
+            leaf_life_s=config.leaf_life_s,
+            approval=config.approval,
+            external=config.pki.outside,
+        )
+        rollover = RollOver(
+            authorities=authorities,
+            registry=self.registry,
+            keeper=self._keeper,
+            audit=self._audit,
+            clock=clock,
+            external=config.pki.outside,
         )
         self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
         self._federation = FederationServicer(
@@ -94,6 +114,7 @@ class Coordinator:
             intake=Intake(folders=folders, models=models, conductor=self._conductor),
             models=models,
             presence=presence,
+            rollover=rollover,
             clock=clock,
         )
         self._endpoint = folders.endpoint
@@ -102,8 +123,11 @@ class Coordinator:
             journal=self._journal,
             models=models,
             presence=presence,
-            registry=registry,
+            registry=self.registry,
             enrolment=self._enrolment,
+            authorities=authorities,
+            rollover=rollover,
+            audit=self._audit,
         )
 
     async def serve(
@@ -121,7 +145,8 @@ class Coordinator:
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         grpc_health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(grpc_health, server)
-        port = _bind(server, config.listen, server_credentials(self._identity))
+        credentials = server_credentials(self._keeper.identity, self._keeper.changed)
+        port = _bind(server, config.listen, credentials)
         health = Health(*_host_port(config.metrics))
         health.start()
         self._audit.append("coordinator.started", version=fedreid.__version__)
@@ -133,7 +158,7 @@ class Coordinator:
             write_bytes(self._endpoint, f"{_reachable(host)}:{port}\n".encode())
             say(f"serving the federation {config.federation} on {host}:{port}")
             say(f"health and metrics on port {health.port}")
-            await self._run(stop)
+            await self._run(stop, say)
         finally:
             health.ready = False
             await server.stop(_STOP_GRACE_S)
@@ -143,12 +168,18 @@ class Coordinator:
             self._denials.write(self._audit)
             self._audit.append("coordinator.stopped")
 
-    async def _run(self, stop: asyncio.Event) -> None:
+    async def _shut_out(self, silo: str) -> None:
+        """End what a silo has under way, and every TLS session that could be resumed."""
+        await self._access.end_calls(silo)
+        self._keeper.forget_sessions()
+
+    async def _run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         """Move rounds on until told to stop; an unforeseen error ends the service."""
         rounds = asyncio.create_task(self._conductor.serve())
         denials = asyncio.create_task(self._write_denials())
+        keeping = asyncio.create_task(self._keeper.serve(say))
         stopped = asyncio.create_task(stop.wait())
-        tasks: tuple[asyncio.Task[Any], ...] = (rounds, denials, stopped)
+        tasks: tuple[asyncio.Task[Any], ...] = (rounds, denials, keeping, stopped)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
@@ -174,12 +205,7 @@ def serve(
     """
     folders = Folders(data)
     config = load_config(folders)
-    config = Config(
-        federation=config.federation,
-        hostnames=config.hostnames,
-        listen=listen or config.listen,
-        metrics=metrics or config.metrics,
-    )
+    config = replace(config, listen=listen or config.listen, metrics=metrics or config.metrics)
     with held_alone(folders.root, by="coordinator"):
         asyncio.run(_serve_until_signal(folders, config, say))
 

@@ -13,10 +13,12 @@ from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.intake import Announcement, Intake, Standing
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
-from coordinator.trust.access import calling_silo
+from coordinator.trust.access import calling_holder, calling_silo
 from coordinator.trust.enrolment import Enrolment
-from coordinator.trust.registry import LEFT
+from coordinator.trust.registry import LEFT, PENDING
+from coordinator.trust.rollover import RollOver
 from fedreid.clock import Clock
+from fedreid.contract import RenewTask
 from fedreid.errors import FedreidError, Refusal, RunError, UpdateRefused
 from fedreid.limits import (
     CONCURRENT_DOWNLOADS,
@@ -44,7 +46,7 @@ _STATE = {
 
 
 class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
-    """Redeems join tokens."""
+    """Redeems join tokens and renews certificates."""
 
     def __init__(self, enrolment: Enrolment, model_key: bytes) -> None:
         self._enrolment = enrolment
@@ -61,11 +63,23 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
         except FedreidError:
             metrics.ENROLMENTS.labels("refused").inc()
             raise
+        if row.state == PENDING:
+            return enrolment_pb2.EnrolResponse(awaits_approval=True)
         metrics.ENROLMENTS.labels("issued").inc()
         return enrolment_pb2.EnrolResponse(
             certificate_pem=row.certificate_pem,
-            authorities_pem=self._enrolment.authority.certificate_pem,
+            authorities_pem=self._enrolment.authorities.bundle_pem,
             model_key=self._model_key,
+        )
+
+    async def Renew(  # noqa: N802
+        self, request: enrolment_pb2.RenewRequest, context: Any
+    ) -> enrolment_pb2.RenewResponse:
+        """Issue a silo's next certificate."""
+        certificate_pem = await off_loop(self._enrolment.renew, calling_holder(), request.csr_der)
+        return enrolment_pb2.RenewResponse(
+            certificate_pem=certificate_pem,
+            authorities_pem=self._enrolment.authorities.bundle_pem,
         )
 
 
@@ -80,6 +94,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         intake: Intake,
         models: Models,
         presence: Presence,
+        rollover: RollOver,
         clock: Clock,
     ) -> None:
         self._federation = federation
@@ -87,6 +102,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self._intake = intake
         self._models = models
         self._presence = presence
+        self._rollover = rollover
         self._clock = clock
         self._downloads = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
 
@@ -95,7 +111,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.HelloResponse:
         """Greet a silo."""
         self._presence.seen(calling_silo(), agent_version=request.agent_version[:64])
-        self._conductor.silo_seen()
+        self._conductor.look_again()
         return federation_pb2.HelloResponse(
             coordinator_version=fedreid.__version__,
             federation=self._federation,
@@ -106,11 +122,20 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self, request: federation_pb2.NextTaskRequest, context: Any
     ) -> federation_pb2.NextTaskResponse:
         """Answer with the silo's task, as soon as there is one."""
-        silo = calling_silo()
+        silo, holder, digest = calling_silo(), calling_holder(), request.authorities_digest
+        if is_digest(digest):
+            await off_loop(self._rollover.acknowledge, silo, digest)
         self._presence.working(silo, "waiting", 0.0)
-        self._conductor.silo_seen()
-        task = await self._conductor.next_task(silo, min(max(request.wait_s, 0.0), LONG_POLL_S))
-        return task_to_wire(task)
+        self._conductor.look_again()
+
+        def renewal() -> RenewTask | None:
+            reason = self._rollover.renewal_reason(holder, digest)
+            return RenewTask(reason=reason) if reason else None
+
+        # Half of what is left: an answer after the certificate's end would be refused.
+        left_s = (holder.not_after_s - self._clock.now_s()) / 2
+        wait_s = max(0.0, min(request.wait_s, LONG_POLL_S, left_s))
+        return task_to_wire(await self._conductor.next_task(silo, wait_s, first=renewal))
 
     async def Heartbeat(  # noqa: N802
         self, request: federation_pb2.HeartbeatRequest, context: Any

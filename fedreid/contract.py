@@ -57,7 +57,14 @@ class EvaluateTask:
     threads: int
 
 
-Task = WaitTask | TrainTask | EvaluateTask
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewTask:
+    """Renew the identity now, and come back with the new one."""
+
+    reason: str
+
+
+Task = WaitTask | TrainTask | EvaluateTask | RenewTask
 
 
 class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ The tree::
     │   ├── IdentityMissing
     │   ├── IdentityBroken
     │   ├── AccessDenied
+    │   │   └── SiloSuspended       passes when the coordinator's operators let the silo in again
     │   ├── SignatureRefused
     │   └── AuditBroken
     ├── ConnectionFailed            the other side can't be reached, or broke off         exit 4
@@ -139,6 +140,13 @@ class AccessDenied(TrustError):
     """The caller is known but may not do this, or is not known at all."""
 
     code = "access_denied"
+
+
+class SiloSuspended(AccessDenied):
+    """The silo is kept out for a time."""
+
+    code = "silo_suspended"
+    retryable = True
 
 
 class SignatureRefused(TrustError):

@@ -41,7 +41,40 @@ TOKEN_TTL_MAX_S = 7 * 86400.0
 """Longest life of a join token."""
 
 LEAF_LIFE_S = 7 * 86400.0
-"""Life of a silo's certificate."""
+"""Life of a silo's certificate, unless the coordinator's settings say another."""
+
+LEAF_LIFE_MIN_S = 2.0
+"""Shortest life that can be set: certificates count whole seconds. Tests use a few of them."""
+
+LEAF_LIFE_MAX_S = 90 * 86400.0
+"""Longest life that can be set: what a stolen key is worth until it is noticed."""
+
+RENEWAL_SHARE = 2 / 3
+"""Share of a certificate's life after which it is renewed: a third is left for an outage."""
+
+RENEWAL_JITTER = 0.1
+"""Share of the life by which renewal comes earlier at random, so that silos that joined together
+do not renew together."""
+
+RENEWAL_PAUSE_S = 1.0
+"""Least pause after a renewal that the coordinator asked for: a coordinator that never has enough
+must not make its silos spin."""
+
+KEY_GRACE_S = 3600.0
+"""How long a silo's replaced key is still let in after the new one was first used: long enough for
+a ResNet-50 update (94 MB) at 210 kbit/s. Its certificate's own end may come first."""
+
+IDENTITY_VERSIONS = 3
+"""Versions of an identity kept on disk: the live one, and two to look back at."""
+
+APPROVAL_S = 7 * 86400.0
+"""How long a silo may wait for a person to approve its key, after its token's own end."""
+
+REASON_CHARACTERS = 500
+"""Of a reason that a person gives: it goes into status messages, which gRPC bounds."""
+
+KEEPING_S = 10.0
+"""How often a program looks whether its certificate is due, or a certificate file has changed."""
 
 AUTHORITY_LIFE_S = 10 * 365 * 86400.0
 """Life of the federation's own certificate authority."""

@@ -8,7 +8,7 @@ import typer
 
 from fedreid import launch
 from fedreid.console import out, print_json, progress_shown, run_program, say
-from fedreid.errors import DatasetError
+from fedreid.errors import DatasetError, UsageError
 from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
 
@@ -54,6 +54,17 @@ def join(
     enrol_only: Annotated[
         bool, typer.Option("--enrol-only", help="Get the identity, then stop.")
     ] = False,
+    rejoin: Annotated[
+        bool, typer.Option("--rejoin", help="Replace the identity by a new token's; state stays.")
+    ] = False,
+    identity: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Instead of a token: folder of your own PKI's tls.crt, tls.key, ca.crt."),
+    ] = None,
+    model_key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --identity: the coordinator's model-key.pub."),
+    ] = None,
 ) -> None:
     """Join a federation and take part in its rounds until told to stop."""
     launch.prepare()
@@ -64,7 +75,11 @@ def join(
 
     _look_at(dataset, layout, split, confirm_withdrawn)
     folders = Folders(data.resolve())
-    if not _enrolled(folders):
+    before = load_config(folders) if folders.config.exists() else None
+    place = "" if before is None or rejoin else before.identity
+    if identity is not None:
+        place = _adopt(folders, identity, model_key)
+    elif rejoin or not (place or _enrolled(folders)):
         _enrol(folders, token_file, coordinator)
     config = AgentConfig(
         coordinator=coordinator,
@@ -72,9 +87,9 @@ def join(
         layout=layout,
         split=split,
         withdrawn_confirmed=confirm_withdrawn,
+        identity=place,
     )
-    if folders.config.exists():  # policy and processes stay as the operator has set them
-        before = load_config(folders)
+    if before is not None:  # policy and processes stay as the operator has set them
         config = replace(config, policy=before.policy, processes=before.processes)
     save_config(folders, config)
     membership = load_membership(folders)
@@ -135,11 +150,12 @@ def report(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 def leave(data: Data = DEFAULT_DATA) -> None:
     """Leave the federation: nothing of this silo is counted any more; local state stays."""
     launch.prepare()
+    from fedreid.clock import SystemClock
     from silo_agent.config import Folders, load_config
     from silo_agent.trust.join import leave as leave_federation
 
     folders = Folders(data.resolve())
-    asyncio.run(leave_federation(folders, load_config(folders).coordinator))
+    asyncio.run(leave_federation(folders, load_config(folders), SystemClock()))
     say("this silo has left; to come back, join with a new token")
 
 
@@ -231,8 +247,21 @@ def _enrol(folders: "Folders", token_file: Path | None, coordinator: str) -> Non
     from silo_agent.trust.join import enrol
 
     token = tokens.read(token_file)
-    membership = asyncio.run(enrol(folders, token, coordinator, SystemClock()))
+    membership = asyncio.run(enrol(folders, token, coordinator, SystemClock(), say))
     out.print(f"enrolled as {membership.silo}", markup=False)
+
+
+def _adopt(folders: "Folders", identity: Path, model_key: Path | None) -> str:
+    from fedreid.clock import SystemClock
+    from silo_agent.trust.join import adopt
+
+    if model_key is None:
+        raise UsageError(
+            "--identity needs --model-key FILE",
+            next_step="Ask the coordinator's operators for their file model-key.pub.",
+        )
+    adopt(folders, identity.resolve(), model_key, SystemClock())
+    return str(identity.resolve())
 
 
 def _look_at(dataset: Path, layout: str, split: int, withdrawn_confirmed: bool) -> None:

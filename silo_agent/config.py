@@ -12,7 +12,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 import tomli_w
@@ -20,6 +20,8 @@ from msgspec import Meta
 
 from fedreid.errors import ConfigRefused, IdentityMissing, PlanRefused, StorageError
 from fedreid.files import make_folder, write_bytes
+from fedreid.pki.files import IdentityFiles
+from fedreid.pki.identity import Identity, IdentityStore
 from fedreid.plan import Section, parse_toml
 
 
@@ -44,6 +46,9 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     """Which of the ten drawn splits of a small public set."""
     withdrawn_confirmed: bool = False
     """The operator answers for using a dataset that its owners have withdrawn."""
+    identity: str = ""
+    """Folder of an identity of your own PKI (tls.crt, tls.key, ca.crt), read again when it changes.
+    Empty: the identity that joining brought."""
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     """Training processes, started by torchrun; one for each GPU of the machine."""
     policy: Policy = Policy()
@@ -98,6 +103,21 @@ class Folders:
     def rounds(self) -> Path:
         """What each round left."""
         return make_folder(self.root / "rounds", mode=0o700)
+
+
+class Identities(Protocol):
+    """Where this agent's identity is kept, by itself or by others."""
+
+    def load(self) -> Identity:
+        """The newest one."""
+        ...
+
+
+def identities(folders: Folders, config: AgentConfig) -> Identities:
+    """Where the identity is: in a folder of the operators' PKI, or in our own store."""
+    if config.identity:
+        return IdentityFiles.in_folder(Path(config.identity))
+    return IdentityStore(folders.identity)
 
 
 def save_config(folders: Folders, config: AgentConfig) -> None:

@@ -6,25 +6,25 @@ lies in the outbox, a fetched model in the cache, and the coordinator is asked w
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from fedreid import __version__
 from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
+    RenewTask,
     TrainTask,
     WaitTask,
 )
 from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
 from fedreid.jobs import Progress, Worker
 from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S
+from fedreid.pki.certificates import authorities_digest
+from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.v1 import federation_pb2_grpc
-from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire, task_from_wire
 from fedreid.wire.stream import send_chunks
 from fedreid.wire.tensors import TensorFile
@@ -35,7 +35,7 @@ from silo_agent.held import Held
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob, TrainReport
 from silo_agent.models import ModelCache
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
-from silo_agent.trust.channel import calling
+from silo_agent.trust.channel import Line, calling
 
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
@@ -46,7 +46,7 @@ class RoundLost(Exception):
 
 
 class Participant:
-    """One silo's part in the federation, over one channel at a time."""
+    """One silo's part in the federation, over one line at a time."""
 
     def __init__(
         self,
@@ -76,33 +76,34 @@ class Participant:
         self._doing("waiting", 0.0)
         self._told = ""
 
-    async def take_part(self, channel: grpc.aio.Channel) -> None:
+    async def take_part(self, line: Line, renew: Callable[[Identity], Awaitable[None]]) -> None:
         """Do task after task, until something fails.
 
+        ``renew`` replaces an identity by the next one, if it has not been replaced already.
+
         Raises:
-            ConnectionFailed: worth another attempt on a new channel.
+            ConnectionFailed: worth another attempt on a new line.
             FedreidError: a person has to act.
         """
-        address = self._config.coordinator
-        stub = federation_pb2_grpc.FederationStub(channel)
-        hello = pb.HelloRequest(
-            agent_version=__version__, encodings=[encoding_to_wire(e) for e in ENCODINGS]
-        )
-        with calling(address):
-            greeting = await stub.Hello(hello, timeout=CALL_S)
-        self._tell(f"connected to the federation {greeting.federation} at {address}")
+        greeting = await line.greet()
+        self._tell(f"connected to the federation {greeting.federation} at {line.address}")
         while True:
-            await self._next(stub)
+            await self._next(line, renew)
 
-    async def _next(self, stub: "FederationAsyncStub") -> None:
+    async def _next(self, line: Line, renew: Callable[[Identity], Awaitable[None]]) -> None:
         self._doing("waiting", 0.0)
+        stub, identity = line.stub, line.identity
+        request = pb.NextTaskRequest(
+            wait_s=LONG_POLL_S, authorities_digest=authorities_digest(identity.authorities_pem)
+        )
         with calling(self._config.coordinator):
-            answer = await stub.NextTask(
-                pb.NextTaskRequest(wait_s=LONG_POLL_S), timeout=LONG_POLL_S + CALL_S
-            )
+            answer = await stub.NextTask(request, timeout=LONG_POLL_S + CALL_S)
         task = task_from_wire(answer)
         if isinstance(task, WaitTask):
             self._tell(task.reason)
+        elif isinstance(task, RenewTask):
+            self._tell(f"renewing the identity: {task.reason}")
+            await renew(identity)
         elif isinstance(task, EvaluateTask):
             await self._evaluate(stub, task)
         else:

@@ -4,16 +4,18 @@ import asyncio
 import signal
 from collections.abc import Callable
 
+from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
 from fedreid.console import progress_shown
-from fedreid.errors import ConnectionFailed, JobFailed
+from fedreid.errors import AccessDenied, ConnectionFailed, JobFailed, SiloSuspended
 from fedreid.files import held_alone
 from fedreid.jobs import Worker
 from fedreid.limits import JOB_ATTEMPTS
-from fedreid.pki.identity import IdentityStore, check_not_expired
-from silo_agent.config import Folders, load_config, load_membership
+from fedreid.pki.identity import JOIN_AGAIN, Identity, check_not_expired
+from silo_agent.config import Folders, identities, load_config, load_membership
 from silo_agent.rounds import Participant
-from silo_agent.trust.channel import connected, pauses_s
+from silo_agent.trust.channel import Line, pauses_s
+from silo_agent.trust.renewal import Renewal, check_is_ours
 
 TRAINER = "silo_agent.learning.worker"
 _GROUP = "silo_agent.learning.group"
@@ -75,19 +77,20 @@ def training_worker(trainer: str, processes: int) -> Worker:
 async def _take_part_for_ever(
     folders: Folders, participant: Participant, say: Callable[[str], None]
 ) -> None:
-    address = load_config(folders).coordinator
-    identities = IdentityStore(folders.identity)
+    store = identities(folders, load_config(folders))
     pauses = pauses_s()
     failed_jobs = 0
     while True:
-        identity = identities.load()
-        check_not_expired(identity, SystemClock())
+        identity = store.load()
         began_s = asyncio.get_running_loop().time()
         try:
-            async with connected(address, identity) as channel:
-                await participant.take_part(channel)
-        except ConnectionFailed as error:
+            await _take_part(folders, identity, participant, say)
+        except (ConnectionFailed, SiloSuspended) as error:
             say(f"{error} Trying again.")
+        except AccessDenied as error:
+            if store.load() == identity:
+                raise
+            say(f"{error} Trying again with the newer identity.")
         except JobFailed as error:
             failed_jobs += 1
             if failed_jobs >= JOB_ATTEMPTS:
@@ -96,3 +99,35 @@ async def _take_part_for_ever(
         if asyncio.get_running_loop().time() - began_s > _LONG_ENOUGH_S:
             pauses, failed_jobs = pauses_s(), 0
         await asyncio.sleep(next(pauses))
+
+
+async def _take_part(
+    folders: Folders, identity: Identity, participant: Participant, say: Callable[[str], None]
+) -> None:
+    """Take part over one line, whose identity is kept good meanwhile, until something fails."""
+    config, membership, clock = load_config(folders), load_membership(folders), SystemClock()
+    check_is_ours(identity, membership)
+    outside = f"Let your PKI renew the files in {config.identity}."
+    check_not_expired(identity, clock, remedy=outside if config.identity else JOIN_AGAIN)
+    async with Line(config.coordinator, identity) as line:
+        renewal = Renewal(
+            line,
+            folders=folders,
+            config=config,
+            membership=membership,
+            audit=AuditLog(folders.audit, clock),
+            clock=clock,
+            say=say,
+        )
+        tasks = (
+            asyncio.create_task(participant.take_part(line, renewal.asked)),
+            asyncio.create_task(renewal.serve()),
+        )
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,7 +7,7 @@ from coordinator.rounds.machine import (
     UpdateAccepted,
     UpdateRejected,
 )
-from fedreid.audit import AuditLog
+from fedreid.audit import AuditLog, Field
 
 
 def note_opened(audit: AuditLog, state: RoundState) -> None:
@@ -23,7 +23,7 @@ def note_opened(audit: AuditLog, state: RoundState) -> None:
 
 def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundState) -> None:
     """An event has changed a round."""
-    place = {"run": after.run, "round": after.number}
+    place: dict[str, Field] = {"run": after.run, "round": after.number}
     if isinstance(event, UpdateAccepted) and len(after.updates) > len(before.updates):
         update = event.update
         audit.append(
@@ -42,7 +42,7 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
 
 
 def _note_end(audit: AuditLog, state: RoundState) -> None:
-    place = {"run": state.run, "round": state.number}
+    place: dict[str, Field] = {"run": state.run, "round": state.number}
     if state.phase is Phase.PUBLISHED:
         audit.append(
             "round.published", **place, model_digest=state.model_digest, weights=state.weights

@@ -193,20 +193,25 @@ class Conductor:
             await off_loop(note_event, self._audit, state, event, after)
             self._take(after)
 
-    async def silo_gone(self, silo: SiloName, state: str) -> None:
-        """A silo leaves or is revoked: from now on nothing of it counts."""
-        await off_loop(self._registry.set_state, silo, state)
-        await off_loop(self._audit.append, f"silo.{state}", silo=silo)
+    async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
+        """A silo leaves, or is suspended or revoked: from now on nothing of it counts."""
+        await off_loop(self._registry.set_state, silo, state, reason)
+        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
         await self._end_calls(silo)
         self._presence.gone(silo)
         await self.apply(SiloGone(silo=silo))
 
-    async def next_task(self, silo: SiloName, wait_s: float) -> Task:
-        """The silo's task; waits for up to ``wait_s`` for something to do."""
+    async def next_task(
+        self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
+    ) -> Task:
+        """The silo's task; waits for up to ``wait_s`` for something to do.
+
+        ``first`` is asked whenever something has changed; what it gives goes before the round.
+        """
         until_s = self._clock.monotonic_s() + wait_s
         while True:
             changed = self._changed
-            task = self._task(silo)
+            task = first() or self._task(silo)
             left_s = until_s - self._clock.monotonic_s()
             if not isinstance(task, WaitTask) or left_s <= 0:
                 return task
@@ -249,8 +254,8 @@ class Conductor:
         """Count bytes of models that were sent."""
         self._downloaded_bytes += size_bytes
 
-    def silo_seen(self) -> None:
-        """A silo has come: a round may be able to begin."""
+    def look_again(self) -> None:
+        """Something outside the rounds has changed: a silo has come, or has to renew."""
         self._notify()
 
     async def serve(self) -> None:
@@ -387,6 +392,9 @@ class Conductor:
         return rules_of(self.plan, state)
 
     def _task(self, silo: SiloName) -> Task:
+        if not self._registry.active(silo):
+            row = self._registry.known(silo)
+            return WaitTask(reason=f"this silo is {row.state}: {row.reason}")
         return task_for(
             silo,
             run=self.run,

@@ -25,9 +25,15 @@ _silos = sa.Table(
     _metadata,
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("state", sa.String, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
     sa.Column("key_fingerprint", sa.String, nullable=False),
     sa.Column("certificate_pem", sa.LargeBinary, nullable=False),
     sa.Column("not_after_s", sa.Float, nullable=False),
+    sa.Column("next_key_fingerprint", sa.String, nullable=False),
+    sa.Column("next_certificate_pem", sa.LargeBinary, nullable=False),
+    sa.Column("previous_key_fingerprint", sa.String, nullable=False),
+    sa.Column("previous_until_s", sa.Float, nullable=False),
+    sa.Column("authorities_digest", sa.String, nullable=False),
 )
 _tokens = sa.Table(
     "tokens",
@@ -85,10 +91,21 @@ class SiloRow(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     state: str
-    """``active``, ``left`` or ``revoked``."""
-    key_fingerprint: str
-    certificate_pem: bytes
-    not_after_s: float
+    """As :mod:`coordinator.trust.registry` names them."""
+    reason: str = ""
+    """Why it is in this state, for a person to read."""
+    key_fingerprint: str = ""
+    """The newest key that was used. While a key awaits approval it has no certificate yet."""
+    certificate_pem: bytes = b""
+    not_after_s: float = 0.0
+    next_key_fingerprint: str = ""
+    """A key that has its certificate and was not used yet; empty if there is none."""
+    next_certificate_pem: bytes = b""
+    previous_key_fingerprint: str = ""
+    """The key before the newest, let in until ``previous_until_s``."""
+    previous_until_s: float = 0.0
+    authorities_digest: str = ""
+    """The authorities that the silo has said it trusts."""
 
 
 class TokenRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,11 +175,13 @@ class Journal:
         """Every registered silo, by name."""
         return [SiloRow(**row) for row in self._rows(sa.select(_silos).order_by(_silos.c.name))]
 
-    def set_silo_state(self, name: str, state: str) -> None:
-        """Change whether a silo may take part; what tokens it still has are good no more."""
+    def save_silo(self, silo: SiloRow, *, drop_tokens: bool = False) -> None:
+        """Store a silo as it is now; with ``drop_tokens`` its tokens are good no more."""
+        values = msgspec.structs.asdict(silo)
         with self._commit() as connection:
-            connection.execute(sa.update(_silos).where(_silos.c.name == name).values(state=state))
-            connection.execute(sa.delete(_tokens).where(_tokens.c.silo == name))
+            connection.execute(_upserted_silo(values))
+            if drop_tokens:
+                connection.execute(sa.delete(_tokens).where(_tokens.c.silo == silo.name))
 
     def add_token(self, token: TokenRow) -> None:
         """Store a fresh token."""
@@ -189,10 +208,7 @@ class Journal:
             )
             if bound.rowcount != 1:
                 raise TokenRefused("The join token was used by another key in this moment")
-            values = msgspec.structs.asdict(silo)
-            connection.execute(
-                insert(_silos).values(**values).on_conflict_do_update(["name"], set_=values)
-            )
+            connection.execute(_upserted_silo(msgspec.structs.asdict(silo)))
 
     def newest_run(self) -> RunRow | None:
         """The run that was started last."""
@@ -331,6 +347,10 @@ class Journal:
                 next_step="Free disk space or correct the folder's mode; nothing acknowledged "
                 "is lost. A damaged file is restored from a backup.",
             ) from error
+
+
+def _upserted_silo(values: dict[str, Any]) -> sa.Insert:
+    return insert(_silos).values(**values).on_conflict_do_update(["name"], set_=values)
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:

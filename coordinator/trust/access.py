@@ -32,22 +32,25 @@ from fedreid.errors import (
     grpc_status_name,
 )
 from fedreid.limits import MESSAGE_IDLE_S
-from fedreid.names import Principal, Role, SiloName
+from fedreid.names import Role, SiloName
 from fedreid.pki.certificates import Holder, holder_of
 from fedreid.wire.failures import failure_message, failure_metadata
+from fedreid.work import off_loop
 
 AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-_FEDERATION = "fedreid.v1.Federation"
-_ROLES_OF_SERVICE = {
+_ROLES = {
     "fedreid.v1.Enrolment": (Role.BOOTSTRAP,),
-    _FEDERATION: (Role.SILO,),
+    "fedreid.v1.Enrolment/Renew": (Role.SILO,),
+    "fedreid.v1.Federation": (Role.SILO,),
     "fedreid.v1.Admin": (Role.ADMIN,),
     "grpc.health.v1.Health": (Role.SILO, Role.ADMIN),
 }
+"""Who may call a service, and a call that is not as the others of its service."""
+
 _LEAVE = "Leave"
 _TLS_VERSION = b"TLSv1.3"
-_caller: ContextVar[Principal] = ContextVar("caller")
+_caller: ContextVar[Holder] = ContextVar("caller")
 _log = logging.getLogger(__name__)
 
 _holder_of_pem = functools.lru_cache(maxsize=4096)(holder_of)
@@ -56,12 +59,17 @@ _holder_of_pem = functools.lru_cache(maxsize=4096)(holder_of)
 
 def calling_silo() -> SiloName:
     """The silo (or the silo to be) behind the call that is being served."""
-    return _caller.get().silo
+    return _caller.get().principal.silo
+
+
+def calling_holder() -> Holder:
+    """The holder of the certificate with which the call that is being served was made."""
+    return _caller.get()
 
 
 def calling_admin() -> str:
     """The administrator behind the call that is being served."""
-    principal = _caller.get()
+    principal = _caller.get().principal
     assert principal.role is Role.ADMIN
     return principal.name
 
@@ -85,8 +93,9 @@ class Access(grpc.aio.ServerInterceptor):
             return handler
         if handler.unary_stream and not inspect.isasyncgenfunction(handler.unary_stream):
             return None  # it would write by itself, past all checks: Health.Watch is not served
-        service, _, method = handler_call_details.method.lstrip("/").rpartition("/")
-        return self._wrap(handler, service, method)
+        called = handler_call_details.method.lstrip("/")
+        service, _, method = called.rpartition("/")
+        return self._wrap(handler, called if called in _ROLES else service, method)
 
     async def end_calls(self, silo: str) -> None:
         """End every call that a silo has under way, except the one that asks for it.
@@ -171,8 +180,11 @@ class Access(grpc.aio.ServerInterceptor):
         """One call: admitted, listed while it lives, its failures told as statuses."""
         call = None
         try:
-            call = self._under_way.begin(self._admit(context, service))
+            holder = self._admit(context, service)
+            call = self._under_way.begin(holder.principal)
             try:
+                if self._registry.first_use(holder):
+                    await off_loop(self._registry.note_first_use, holder)
                 yield call
             finally:
                 call.handled.set()
@@ -201,12 +213,12 @@ class Access(grpc.aio.ServerInterceptor):
             if call is not None:
                 self._under_way.over(call)
 
-    def _admit(self, context: Any, service: str) -> Principal:
+    def _admit(self, context: Any, service: str) -> Holder:
         caller = ""
         try:
             holder = _peer(context)
             caller = holder.principal.uri
-            if holder.principal.role not in _ROLES_OF_SERVICE.get(service, ()):
+            if holder.principal.role not in _ROLES.get(service, ()):
                 raise AccessDenied(
                     f"A certificate of the role {holder.principal.role.value!r} can't call "
                     f"{service}"
@@ -216,8 +228,8 @@ class Access(grpc.aio.ServerInterceptor):
             ACCESS_DENIED.inc()
             self._denials.note(caller, service, error.what)
             raise
-        _caller.set(holder.principal)
-        return holder.principal
+        _caller.set(holder)
+        return holder
 
 
 def _peer(context: Any) -> Holder:

@@ -1,27 +1,62 @@
-"""Which silos belong to the federation, and may this certificate act now?"""
+"""Which silos belong to the federation, and may this certificate act now?
+
+The states of a silo::
+
+    pending      its key awaits a person's approval         no call
+    active       it takes part                              every call of a silo
+    quarantined  its updates looked wrong                   every call, but it is not invited
+    suspended    kept out by a person, for a time           no call
+    left         it went by itself                          no call, until it joins again
+    revoked      its identity was withdrawn                 no call, until it joins again
+"""
 
 import threading
+from collections.abc import Callable
 
-import msgspec
+from msgspec.structs import replace
 
 from coordinator.rounds.journal import Journal, SiloRow
 from fedreid.clock import Clock
-from fedreid.errors import AccessDenied
+from fedreid.errors import AccessDenied, SiloSuspended, UsageError
+from fedreid.limits import KEY_GRACE_S
 from fedreid.names import FederationName, Role
 from fedreid.pki.certificates import Holder
 
 ACTIVE = "active"
+PENDING = "pending"
+SUSPENDED = "suspended"
+QUARANTINED = "quarantined"
 LEFT = "left"
 REVOKED = "revoked"
+
+_MAY_TALK = frozenset({ACTIVE, QUARANTINED})
+KEPT_OUT = frozenset({SUSPENDED, QUARANTINED})
+"""States that a person ends with ``silo resume``, and that joining again does not end."""
 
 
 class Registry:
     """The registered silos, held in memory beside the journal, asked on every call and chunk."""
 
-    def __init__(self, journal: Journal, federation: FederationName, clock: Clock) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        federation: FederationName,
+        clock: Clock,
+        *,
+        issued_here: Callable[[Holder], bool] = lambda holder: True,
+        external: bool = False,
+    ) -> None:
+        """The silos of a journal.
+
+        ``issued_here`` says whether an authority of the coordinator that is trusted now has issued
+        a certificate: TLS asks only when a connection begins. With ``external`` an outside PKI
+        vouches for silos and their keys, and the coordinator's own for none.
+        """
         self._journal = journal
         self._federation = federation
         self._clock = clock
+        self._issued_here = issued_here
+        self._external = external
         self._silos = {row.name: row for row in journal.silos()}
         self.changing = threading.Lock()
         """Held by whoever changes a silo, so that journal and memory change in one order."""
@@ -35,10 +70,30 @@ class Registry:
         """Every registered silo, by name."""
         return [self._silos[name] for name in sorted(self._silos)]
 
+    def silo(self, name: str) -> SiloRow | None:
+        """A registered silo."""
+        return self._silos.get(name)
+
+    def known(self, name: str) -> SiloRow:
+        """A registered silo that a person named.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        row = self._silos.get(name)
+        if row is None:
+            raise UsageError(f"There is no silo {name!r}", next_step="See: coordinator silo list.")
+        return row
+
     def active(self, name: str) -> bool:
-        """Whether the silo may take part."""
+        """Whether the silo takes part: it is invited, and its updates count."""
         row = self._silos.get(name)
         return row is not None and row.state == ACTIVE
+
+    def may_talk(self, name: str) -> bool:
+        """Whether the silo may call at all; more silos may than take part."""
+        row = self._silos.get(name)
+        return row is not None and row.state in _MAY_TALK
 
     def check(self, holder: Holder) -> None:
         """Check that the holder of a certificate may act at this moment.
@@ -47,7 +102,8 @@ class Registry:
         every call and every chunk.
 
         Raises:
-            AccessDenied: another federation's, expired, revoked, replaced, or never registered.
+            AccessDenied: another federation's, expired, revoked, replaced, never registered, or of
+                an authority that is trusted no longer.
         """
         principal = holder.principal
         if principal.federation != self._federation:
@@ -57,38 +113,110 @@ class Registry:
             raise AccessDenied(
                 f"The certificate of {principal.name} has expired, or is not valid yet",
                 why="it ended while the silo was away, or one of the clocks is wrong",
-                next_step="Check the clocks; then ask for a new join token.",
+                next_step="Check the clocks; then ask for a new join token, and: silo-agent join "
+                "--rejoin --token-file FILE.",
+            )
+        if not self._external and not self._issued_here(holder):
+            raise AccessDenied(
+                f"The certificate of {principal.name} is of an authority that is trusted no longer",
+                next_step="Use the newest identity, or join again with a new token.",
             )
         if principal.role is Role.SILO:
-            self._check_silo(holder)
+            self._check_silo(holder, now_s)
+
+    def store(self, row: SiloRow, *, drop_tokens: bool = False) -> None:
+        """Take up a silo's new row, in the journal first; the caller holds ``changing``."""
+        self._journal.save_silo(row, drop_tokens=drop_tokens)
+        self._silos[row.name] = row
 
     def remember(self, row: SiloRow) -> None:
         """Take up a silo that the journal has just stored."""
         self._silos[row.name] = row
 
-    def set_state(self, name: str, state: str) -> None:
-        """Change a silo's state, in the journal first; blocks on the disk."""
-        with self.changing:
-            self._journal.set_silo_state(name, state)
-            self._silos[name] = msgspec.structs.replace(self._silos[name], state=state)
+    def set_state(self, name: str, state: str, reason: str = "") -> None:
+        """Change a silo's state, in the journal first; blocks on the disk.
 
-    def _check_silo(self, holder: Holder) -> None:
+        A silo that is kept out has no use for the tokens that it still holds.
+        """
+        with self.changing:
+            row = replace(self._silos[name], state=state, reason=reason)
+            self.store(row, drop_tokens=state != ACTIVE)
+
+    def first_use(self, holder: Holder) -> bool:
+        """Whether the silo calls with a renewed key that it has not used before."""
+        row = self._silos.get(holder.principal.name)
+        return (
+            holder.principal.role is Role.SILO
+            and row is not None
+            and bool(row.next_key_fingerprint)
+            and row.next_key_fingerprint == holder.key_fingerprint
+        )
+
+    def note_first_use(self, holder: Holder) -> None:
+        """From now on the renewed key is the silo's, and the one before it ends; blocks."""
+        with self.changing:
+            if not self.first_use(holder):
+                return
+            row = self._silos[holder.principal.name]
+            self.store(
+                replace(
+                    row,
+                    key_fingerprint=row.next_key_fingerprint,
+                    certificate_pem=row.next_certificate_pem,
+                    not_after_s=holder.not_after_s,
+                    next_key_fingerprint="",
+                    next_certificate_pem=b"",
+                    previous_key_fingerprint=row.key_fingerprint,
+                    previous_until_s=self._clock.now_s() + KEY_GRACE_S,
+                )
+            )
+
+    def acknowledge(self, name: str, authorities_digest: str) -> None:
+        """Note which authorities a silo says it trusts; blocks on the disk if that is new."""
+        with self.changing:
+            row = self._silos[name]
+            if row.authorities_digest != authorities_digest:
+                self.store(replace(row, authorities_digest=authorities_digest))
+
+    def _check_silo(self, holder: Holder, now_s: float) -> None:
         row = self._silos.get(holder.principal.name)
         if row is None:
             raise AccessDenied(
                 f"The silo {holder.principal.name} is not registered",
-                next_step="Join with a token of this federation's coordinator.",
+                next_step="Join with a token of this federation's coordinator, or ask its "
+                "operators to register this silo.",
             )
-        if row.state != ACTIVE:
+        if row.state == SUSPENDED:
+            raise SiloSuspended(
+                f"The silo {row.name} is suspended",
+                why=row.reason,
+                next_step="The coordinator's operators let it in again: coordinator silo resume.",
+            )
+        if row.state not in _MAY_TALK:
             raise AccessDenied(
                 f"The silo {row.name} has {row.state}"
                 if row.state == LEFT
                 else f"The silo {row.name} is {row.state}",
+                why=row.reason,
                 next_step="Ask the coordinator's operators.",
             )
-        if row.key_fingerprint != holder.key_fingerprint:
+        self._check_key(row, holder, now_s)
+
+    def _check_key(self, row: SiloRow, holder: Holder, now_s: float) -> None:
+        if self._external:
+            if self._issued_here(holder):
+                raise AccessDenied(
+                    f"The certificate of {row.name} is of the coordinator's own authority",
+                    why="in this federation the operators' own PKI vouches for silos",
+                    next_step="Use the certificate of that PKI.",
+                )
+            return
+        known = {row.key_fingerprint, row.next_key_fingerprint}
+        if now_s < row.previous_until_s:
+            known.add(row.previous_key_fingerprint)
+        if holder.key_fingerprint not in known:
             raise AccessDenied(
                 f"The silo {row.name} has a newer key",
-                why="somebody joined again under this name",
+                why="its identity was renewed, or somebody joined again under this name",
                 next_step="Use the newest identity, or ask the coordinator's operators.",
             )

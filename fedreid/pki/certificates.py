@@ -4,11 +4,13 @@ P-256 throughout. The subject is empty of meaning: a party is named by exactly o
 ``spiffe://FEDERATION/ROLE/NAME``, which the coordinator writes itself.
 """
 
+import base64
 import datetime
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import blake3
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedreid.errors import TrustError
 from fedreid.limits import AUTHORITY_LIFE_S, CLOCK_SKEW_S
-from fedreid.names import FederationName, Principal, Role, parse_principal
+from fedreid.names import Digest, FederationName, Principal, Role, parse_principal
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -31,6 +33,8 @@ class Holder:
     not_after_s: float
     key_fingerprint: str
     """SHA-256 of the public key's SubjectPublicKeyInfo, hexadecimal."""
+    issuer_key_id: str = ""
+    """Key identifier of the authority that signed it, hexadecimal; empty if it names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,11 @@ class Authority:
     def certificate_pem(self) -> bytes:
         """The certificate alone."""
         return to_pem(self.certificate)
+
+    @property
+    def key_id(self) -> str:
+        """The identifier by which the certificates that it signs name its key, hexadecimal."""
+        return x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()).digest.hex()
 
     def issue(
         self,
@@ -81,7 +90,8 @@ class Authority:
 def create_authority(federation: FederationName, *, now_s: float) -> Authority:
     """A new self-signed authority for ``federation``."""
     key = new_key()
-    subject = _subject(f"{federation} federation")
+    # Part of the key in the name: two authorities of a roll-over are told apart by people, too.
+    subject = _subject(f"{federation} federation {key_fingerprint(key.public_key())[:8]}")
     certificate = (
         _builder(subject, subject, key.public_key())
         .not_valid_before(_instant(now_s - CLOCK_SKEW_S))
@@ -150,6 +160,7 @@ def holder_of(certificate_pem: bytes) -> Holder:
         not_before_s=certificate.not_valid_before_utc.timestamp(),
         not_after_s=certificate.not_valid_after_utc.timestamp(),
         key_fingerprint=key_fingerprint(key),
+        issuer_key_id=_issuer_key_id(certificate),
     )
 
 
@@ -161,6 +172,26 @@ def key_fingerprint(key: PublicKey) -> str:
     digest = hashes.Hash(hashes.SHA256())
     digest.update(spki)
     return digest.finalize().hex()
+
+
+def short_fingerprint(fingerprint: str) -> str:
+    """The first 80 bits of a key's fingerprint as people read them out: four groups of four."""
+    text = base64.b32encode(bytes.fromhex(fingerprint)[:10]).decode()
+    return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
+
+
+def authorities_digest(authorities_pem: bytes) -> Digest:
+    """BLAKE3 of a set of authorities' certificates, in whatever order and with whatever between.
+
+    Raises:
+        TrustError: they can't be read.
+    """
+    try:
+        certificates = x509.load_pem_x509_certificates(authorities_pem)
+    except ValueError as error:
+        raise TrustError("The authorities' certificates can't be read", why=str(error)) from error
+    encoded = {c.public_bytes(serialization.Encoding.DER) for c in certificates}
+    return Digest(blake3.blake3(b"".join(sorted(encoded))).hexdigest())
 
 
 def make_request(key: PrivateKey) -> bytes:
@@ -188,6 +219,14 @@ def requested_key(request_der: bytes) -> PublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TrustError("A certificate request's key is of another kind than P-256")
     return key
+
+
+def _issuer_key_id(certificate: x509.Certificate) -> str:
+    try:
+        named = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    except x509.ExtensionNotFound:
+        return ""
+    return (named.value.key_identifier or b"").hex()
 
 
 def _builder(

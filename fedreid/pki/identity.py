@@ -19,6 +19,8 @@ from fedreid.files import (
     remove_folder,
     write_bytes,
 )
+from fedreid.limits import CLOCK_SKEW_S, IDENTITY_VERSIONS, RENEWAL_JITTER, RENEWAL_SHARE
+from fedreid.names import Role
 from fedreid.pki.certificates import Holder, holder_of, key_fingerprint, key_from_pem
 
 _KEY = "key.pem"
@@ -56,11 +58,10 @@ class IdentityStore:
         return (self._folder / _LIVE).is_symlink()
 
     def save(self, identity: Identity) -> None:
-        """Make ``identity`` the live version, durably; older versions stay."""
+        """Make ``identity`` the live version, durably; of the older ones the newest stay."""
         check_fits(identity, self._folder)
         make_folder(self._folder, mode=_PRIVATE_FOLDER)
-        names = (path.name[1:] for path in self._folder.glob("v[0-9]*"))
-        numbers = [int(name) for name in names if name.isdecimal()]
+        numbers = self._versions()
         name = f"v{max(numbers, default=0) + 1:04d}"
         built = self._folder / f".{name}"
         remove_folder(built)
@@ -70,6 +71,8 @@ class IdentityStore:
         write_bytes(built / _AUTHORITIES, identity.authorities_pem)
         flip_folder(built, self._folder / name)
         flip_link(self._folder / _LIVE, name)
+        for number in numbers[: 1 - IDENTITY_VERSIONS]:
+            remove_folder(self._folder / f"v{number:04d}")
 
     def load(self) -> Identity:
         """The live version.
@@ -97,6 +100,10 @@ class IdentityStore:
         check_fits(identity, live)
         return identity
 
+    def _versions(self) -> list[int]:
+        names = (path.name[1:] for path in self._folder.glob("v[0-9]*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
 
 def check_fits(identity: Identity, place: Path) -> None:
     """Check that key, certificate and authorities belong together.
@@ -117,19 +124,43 @@ def check_fits(identity: Identity, place: Path) -> None:
         raise _broken(place, "none of the authorities issued the certificate")
 
 
-def check_not_expired(identity: Identity, clock: Clock) -> None:
-    """Check that the certificate is still good.
+JOIN_AGAIN = (
+    "Ask the coordinator's operators for a new token, then: silo-agent join --rejoin "
+    "--token-file FILE. Local state stays."
+)
+
+
+def check_not_expired(identity: Identity, clock: Clock, *, remedy: str = JOIN_AGAIN) -> None:
+    """Check that the certificate is still good; ``remedy`` says what a silo does if it is not.
 
     Raises:
         IdentityBroken: it has expired.
     """
     holder = identity.holder()
-    if clock.now_s() >= holder.not_after_s:
+    if clock.now_s() < holder.not_after_s:
+        return
+    if holder.principal.role is not Role.SILO:
         raise IdentityBroken(
             f"The certificate of {holder.principal.name} has expired",
-            why="it is renewed while its holder is connected; this one was away for too long",
-            next_step="Ask the coordinator's operators for a new join token; local state stays.",
+            why="the coordinator renews it while it serves, in its own data folder",
+            next_step="Start the coordinator; copy the folder again to where it is used besides.",
         )
+    raise IdentityBroken(
+        f"The certificate of {holder.principal.name} has expired",
+        why="it is renewed while its holder is connected; this one was away for too long",
+        next_step=remedy,
+    )
+
+
+def renewal_due_s(holder: Holder, *, jitter: float) -> float:
+    """When a certificate is to be renewed, seconds since the Unix epoch.
+
+    ``jitter`` in 0..1 brings it forward. Its life counts from its issue, which is later than its
+    start: a start is set back for sites whose clocks run behind.
+    """
+    issued_s = holder.not_before_s + CLOCK_SKEW_S
+    life_s = holder.not_after_s - issued_s
+    return issued_s + life_s * (RENEWAL_SHARE - RENEWAL_JITTER * jitter)
 
 
 def _issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:

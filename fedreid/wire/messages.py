@@ -11,6 +11,7 @@ from fedreid.contract import (
     ModelKind,
     Release,
     ReleasePayload,
+    RenewTask,
     Task,
     TrainTask,
     UpdateReport,
@@ -36,6 +37,8 @@ def task_to_wire(task: Task) -> pb.NextTaskResponse:
     if isinstance(task, WaitTask):
         wait = pb.WaitTask(reason=task.reason, run_finished=task.run_finished)
         return pb.NextTaskResponse(wait=wait)
+    if isinstance(task, RenewTask):
+        return pb.NextTaskResponse(renew=pb.RenewTask(reason=task.reason))
     if isinstance(task, EvaluateTask):
         return pb.NextTaskResponse(
             evaluate=pb.EvaluateTask(
@@ -102,6 +105,8 @@ def task_from_wire(message: pb.NextTaskResponse) -> Task:
             download_encoding=encoding_from_wire(evaluate.download_encoding),
             threads=evaluate.threads,
         )
+    if kind == "renew":
+        return RenewTask(reason=message.renew.reason)
     return WaitTask(reason=message.wait.reason, run_finished=message.wait.run_finished)
 
 

@@ -1,20 +1,30 @@
-"""How does the agent speak to its coordinator? One mutual-TLS channel, dialled outwards.
+"""How does the agent speak to its coordinator? Over mutual TLS, dialled outwards.
 
+While it takes part it holds a :class:`Line`, whose calls go out on the newest identity's channel.
 Every failure of a call leaves here as an error of our tree. What the coordinator could not do
 (its disk, its state) is a :class:`ConnectionFailed` to an agent: it waits and asks again.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import grpc
 import grpc.aio
 
+from fedreid import __version__
 from fedreid.errors import ConnectionFailed, FedreidError, TrustError, UpdateRefused
-from fedreid.limits import MESSAGE_BYTES, RECONNECT_MAX_S
+from fedreid.limits import CALL_S, KEY_GRACE_S, MESSAGE_BYTES, RECONNECT_MAX_S
 from fedreid.pki.identity import Identity
+from fedreid.v1 import federation_pb2 as pb
+from fedreid.v1 import federation_pb2_grpc
 from fedreid.wire.failures import failure_of
+from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
+
+if TYPE_CHECKING:
+    from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -28,11 +38,67 @@ _OPTIONS = (
 @asynccontextmanager
 async def connected(address: str, identity: Identity) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the coordinator, verified against the identity's authorities."""
-    credentials = grpc.ssl_channel_credentials(
-        identity.authorities_pem, identity.key_pem, identity.certificate_pem
-    )
-    async with grpc.aio.secure_channel(address, credentials, options=_OPTIONS) as channel:
+    async with _channel(address, identity) as channel:
         yield channel
+
+
+class Line:
+    """The connection to the coordinator, which changes its identity without dropping a call."""
+
+    def __init__(self, address: str, identity: Identity) -> None:
+        self.address = address
+        self.identity = identity
+        """With which new calls are made."""
+        self.channel = _channel(address, identity)
+        """Of that identity."""
+        self._stub = federation_pb2_grpc.FederationStub(self.channel)
+        self._draining: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._draining:
+            task.cancel()
+        await asyncio.gather(*self._draining, return_exceptions=True)
+        await self.channel.close()
+
+    @property
+    def stub(self) -> "FederationAsyncStub":
+        """The calls of a silo; each goes out on the channel that is the newest when it is made."""
+        return cast("FederationAsyncStub", _Newest(self))
+
+    async def greet(self) -> pb.HelloResponse:
+        """Say who is there; see :func:`calling` for errors."""
+        return await _greet(self.address, self._stub)
+
+    async def change(self, identity: Identity) -> None:
+        """Make new calls with another identity, once a call with it has succeeded.
+
+        Calls that are under way end by themselves on the channel that they began on. See
+        :func:`calling` for errors; after one of them the line is as it was.
+        """
+        channel = _channel(self.address, identity)
+        try:
+            stub = federation_pb2_grpc.FederationStub(channel)
+            await _greet(self.address, stub)
+        except BaseException:
+            await channel.close()
+            raise
+        draining = asyncio.create_task(self.channel.close(grace=KEY_GRACE_S))
+        self._draining.add(draining)
+        draining.add_done_callback(self._draining.discard)
+        self.identity, self.channel, self._stub = identity, channel, stub
+
+
+class _Newest:
+    """A stub that is looked up anew for each call."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._line._stub, name)
 
 
 @contextmanager
@@ -59,6 +125,21 @@ def pauses_s() -> Iterator[float]:
     while True:
         yield pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
         pause_s = min(2 * pause_s, RECONNECT_MAX_S)
+
+
+def _channel(address: str, identity: Identity) -> grpc.aio.Channel:
+    credentials = grpc.ssl_channel_credentials(
+        identity.authorities_pem, identity.key_pem, identity.certificate_pem
+    )
+    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+
+
+async def _greet(address: str, stub: "FederationAsyncStub") -> pb.HelloResponse:
+    hello = pb.HelloRequest(
+        agent_version=__version__, encodings=[encoding_to_wire(e) for e in ENCODINGS]
+    )
+    with calling(address):
+        return await stub.Hello(hello, timeout=CALL_S)
 
 
 def _theirs(address: str, error: FedreidError) -> ConnectionFailed:

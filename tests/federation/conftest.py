@@ -42,11 +42,11 @@ def found(tmp_path: Path, silo_folders: dict[str, Path]) -> Iterator[Founding]:
     """Found federations whose processes all end with the test."""
     founded: list[LocalFederation] = []
 
-    def make(name: str = "fed", *, silos: int = 2) -> LocalFederation:
+    def make(name: str = "fed", *, silos: int = 2, **settings: object) -> LocalFederation:
         chosen = dict(list(silo_folders.items())[:silos])
         local = LocalFederation(tmp_path / name, federation="harbour", silos=chosen)
         founded.append(local)
-        local.initialise()
+        local.initialise(**settings)
         return local
 
     yield make

@@ -44,7 +44,7 @@ class Rogue:
 
     async def enrol(self) -> None:
         """Become the silo."""
-        await enrol(self._folders, self._token, self.address, SystemClock())
+        await enrol(self._folders, self._token, self.address, SystemClock(), lambda line: None)
 
     @asynccontextmanager
     async def connected(self) -> "AsyncIterator[Rogue]":

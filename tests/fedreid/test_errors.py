@@ -12,10 +12,8 @@ import pytest
 
 from fedreid import errors
 from fedreid.errors import (
-    ConnectionFailed,
     ExitCode,
     FedreidError,
-    LimitReached,
     NameRefused,
     Refusal,
     StorageError,
@@ -106,8 +104,9 @@ def test_a_class_that_is_added_later_takes_its_ancestors_status() -> None:
     assert grpc_status_name(StillRefused("no")) == "PERMISSION_DENIED"
 
 
-def test_only_a_failed_connection_is_retryable() -> None:
-    assert {kind for kind in ALL if kind.retryable} == {ConnectionFailed, LimitReached}
+def test_only_what_passes_by_itself_or_by_others_doing_is_retryable() -> None:
+    retryable = {kind.code for kind in ALL if kind.retryable}
+    assert retryable == {"connection_failed", "limit_reached", "silo_suspended"}
 
 
 def test_an_error_reads_as_sentences() -> None:

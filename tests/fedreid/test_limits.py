@@ -66,4 +66,6 @@ def test_an_agent_that_waits_or_trains_counts_as_present() -> None:
 def test_certificates_outlive_what_they_sign() -> None:
     assert limits.LEAF_LIFE_S < limits.SERVER_LIFE_S < limits.AUTHORITY_LIFE_S
     assert limits.TOKEN_TTL_S <= limits.TOKEN_TTL_MAX_S <= limits.LEAF_LIFE_S
+    assert limits.LEAF_LIFE_MIN_S < limits.LEAF_LIFE_S <= limits.LEAF_LIFE_MAX_S
+    assert limits.KEY_GRACE_S < (1 - limits.RENEWAL_SHARE) * limits.LEAF_LIFE_S
     assert limits.CLOCK_SKEW_S < limits.TOKEN_TTL_S

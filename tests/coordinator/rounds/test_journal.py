@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from coordinator.rounds.journal import (
     EvaluationRow,
@@ -89,7 +89,7 @@ def fill(journal: Journal) -> None:
 
 
 def bound_to(key: str, token: TokenRow = TOKEN) -> TokenRow:
-    return msgspec.structs.replace(token, key_fingerprint=key)
+    return replace(token, key_fingerprint=key)
 
 
 def test_an_empty_journal_knows_nothing(journal: Journal) -> None:
@@ -179,12 +179,16 @@ def test_a_silo_that_enrols_again_takes_its_own_place(journal: Journal) -> None:
     assert journal.silos() == [newer]
 
 
-def test_a_silos_state_is_changed_alone(journal: Journal) -> None:
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_silo_is_stored_as_it_is_now_with_its_tokens_or_without(
+    journal: Journal, dropped: bool
+) -> None:
     journal.add_token(TOKEN)
     journal.consume_token(bound_to("k1"), NORTH)
-    journal.set_silo_state("north", "revoked")
-    (row,) = journal.silos()
-    assert (row.state, row.key_fingerprint) == ("revoked", "k1")
+    suspended = replace(NORTH, state="suspended", reason="maintenance", next_key_fingerprint="k2")
+    journal.save_silo(suspended, drop_tokens=dropped)
+    assert journal.silos() == [suspended]
+    assert (journal.token(TOKEN.secret_hash) is None) is dropped
 
 
 def test_a_run_and_its_start_weights_come_together(journal: Journal) -> None:
@@ -313,9 +317,9 @@ def test_a_write_that_fails_is_told_and_leaves_the_journal_usable(
     with journal._engine.connect() as connection:
         connection.execute(sa.text("PRAGMA query_only=ON"))
     with pytest.raises(StorageError, match="nothing acknowledged"):
-        journal.set_silo_state("north", "revoked")
+        journal.save_silo(replace(NORTH, state="revoked"))
     with journal._engine.connect() as connection:
         connection.execute(sa.text("PRAGMA query_only=OFF"))
     assert everything(journal) == told
-    journal.set_silo_state("north", "revoked")
+    journal.save_silo(replace(NORTH, state="revoked"))
     assert journal.silos()[0].state == "revoked"

@@ -38,10 +38,10 @@ class Assembled:
     async def serving(self) -> AsyncIterator[None]:
         stop = asyncio.Event()
         ready: asyncio.Queue[str] = asyncio.Queue()
+        coordinator = Coordinator(self.folders, self._config)
+        self.registry = coordinator.registry
         serving = asyncio.create_task(
-            Coordinator(self.folders, self._config).serve(
-                self._config, stop=stop, say=ready.put_nowait
-            )
+            coordinator.serve(self._config, stop=stop, say=ready.put_nowait)
         )
         assert "serving" in await ready.get()
         self.address = self.folders.endpoint.read_text().strip()
@@ -50,6 +50,10 @@ class Assembled:
         finally:
             stop.set()
             await serving
+
+    def reload_admin(self) -> None:
+        """Take up the administrator's identity, after the coordinator has renewed it."""
+        self.admin = IdentityStore(self.folders.admin).load()
 
     @asynccontextmanager
     async def channel(self, identity: Identity) -> AsyncIterator[grpc.aio.Channel]:

@@ -27,6 +27,9 @@ SERVICES: dict[str, Role] = {
 }
 """Each service of the contract, and the only role that may call it."""
 
+APART: dict[str, Role] = {"/fedreid.v1.Enrolment/Renew": Role.SILO}
+"""Calls that another role makes than the rest of their service."""
+
 _FILES = (enrolment_pb2, federation_pb2, admin_pb2)
 
 
@@ -46,6 +49,11 @@ class Call:
     def path(self) -> str:
         """As it stands in the request."""
         return f"/{self.service}/{self.method.name}"
+
+    @property
+    def role(self) -> Role:
+        """The only role that may make it."""
+        return APART.get(self.path, SERVICES[self.service])
 
     async def make(self, channel: grpc.aio.Channel) -> grpc.StatusCode:
         """Call it with an empty request; gives the status."""

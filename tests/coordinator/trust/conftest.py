@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.rounds.journal import Journal
+from coordinator.trust.authorities import Authorities
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.registry import Registry
 from fedreid.audit import AuditLog
@@ -39,10 +40,16 @@ def audit(tmp_path: Path, clock: FakeClock) -> AuditLog:
 
 
 @pytest.fixture
+def authorities(tmp_path: Path, federation: Federation) -> Authorities:
+    """The federation's authority, alone as yet."""
+    return Authorities.create(tmp_path / "authority", federation.authority)
+
+
+@pytest.fixture
 def enrolment(
     journal: Journal,
     registry: Registry,
-    federation: Federation,
+    authorities: Authorities,
     audit: AuditLog,
     clock: FakeClock,
 ) -> Enrolment:
@@ -50,7 +57,7 @@ def enrolment(
     return Enrolment(
         journal=journal,
         registry=registry,
-        authority=federation.authority,
+        authorities=authorities,
         audit=audit,
         clock=clock,
     )

@@ -40,6 +40,7 @@ from fedreid.v1 import (
 from silo_agent.trust.channel import calling
 from tests.coordinator.trust.assembled import Assembled, lived
 from tests.coordinator.trust.callers import (
+    APART,
     CALL_S,
     SERVICES,
     calls,
@@ -134,8 +135,8 @@ def told(house: House, story: Story, **servicers: Any) -> None:
     asyncio.run(run())
 
 
-def of_service(service: str) -> set[str]:
-    return {call.path for call in calls() if call.service == service}
+def of_role(role: Role) -> set[str]:
+    return {call.path for call in calls() if call.role is role}
 
 
 # Who may call what
@@ -143,25 +144,24 @@ def of_service(service: str) -> set[str]:
 
 def test_the_contract_has_three_services_and_each_has_its_role() -> None:
     assert {call.service for call in calls()} == SERVICES.keys()
-    roles = {service: access._ROLES_OF_SERVICE[service] for service in SERVICES}
-    assert roles == {service: (role,) for service, role in SERVICES.items()}
+    known = {**SERVICES, **{path.lstrip("/"): role for path, role in APART.items()}}
+    assert {name: access._ROLES[name] for name in known} == {n: (r,) for n, r in known.items()}
 
 
-@pytest.mark.parametrize("service", SERVICES)
-def test_each_role_may_make_every_call_of_its_service_and_no_other(
-    house: House, service: str
+@pytest.mark.parametrize("role", SERVICES.values())
+def test_each_role_may_make_every_call_that_is_its_own_and_no_other(
+    house: House, role: Role
 ) -> None:
-    role = SERVICES[service]
     is_silo = role is Role.SILO
     caller = house.registered("north") if is_silo else house.federation.leaf(role, "north")
 
     async def story(house: House) -> None:
         statuses = await house.statuses(caller)
         allowed = {path for path, status in statuses.items() if status is grpc.StatusCode.OK}
-        assert allowed == of_service(service)
+        assert allowed == of_role(role)
         others = {statuses[path] for path in statuses.keys() - allowed}
         assert others == {grpc.StatusCode.PERMISSION_DENIED}
-        assert sorted(house.reached) == sorted(of_service(service))
+        assert sorted(house.reached) == sorted(of_role(role))
 
     told(house, story)
 
@@ -236,7 +236,7 @@ def test_a_certificate_that_ends_while_its_connection_is_open_ends_with_it(
 ) -> None:
     is_silo = role is Role.SILO
     caller = house.registered("north") if is_silo else house.federation.leaf(role, "north")
-    call = next(call for call in calls() if SERVICES[call.service] is role)
+    call = next(call for call in calls() if call.role is role)
 
     async def story(house: House) -> None:
         async with house.channel(caller) as channel:
@@ -506,7 +506,7 @@ def test_every_call_of_the_assembled_coordinator_is_behind_the_wrapper(
         for role, identity in callers.items():
             async with coordinator.channel(identity) as channel:
                 for call in calls():
-                    if SERVICES[call.service] is not role:
+                    if call.role is not role:
                         assert await call.make(channel) is grpc.StatusCode.PERMISSION_DENIED
 
     lived(coordinator, story)

@@ -3,8 +3,8 @@
 import pytest
 
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
-from coordinator.trust.registry import ACTIVE, LEFT, REVOKED, Registry
-from fedreid.errors import AccessDenied
+from coordinator.trust.registry import ACTIVE, LEFT, QUARANTINED, REVOKED, SUSPENDED, Registry
+from fedreid.errors import AccessDenied, SiloSuspended
 from fedreid.names import FederationName, Role
 from fedreid.pki.certificates import Holder
 from fedreid.pki.identity import Identity
@@ -61,6 +61,35 @@ def test_a_silo_that_was_revoked_or_left_may_not_from_that_moment_on(
     assert not registry.active("north")
 
 
+def test_a_quarantined_silo_may_talk_and_does_not_take_part(
+    registry: Registry, north: Holder
+) -> None:
+    registry.set_state("north", QUARANTINED, "its updates are outliers")
+    registry.check(north)
+    assert registry.may_talk("north") and not registry.active("north")
+
+
+def test_a_suspended_silo_is_told_why_by_an_error_that_passes(
+    registry: Registry, north: Holder
+) -> None:
+    registry.set_state("north", SUSPENDED, "the site is being moved")
+    with pytest.raises(SiloSuspended, match="is suspended") as denied:
+        registry.check(north)
+    assert denied.value.why == "the site is being moved"
+    assert not registry.may_talk("north") and not registry.active("north")
+    registry.set_state("north", ACTIVE)
+    registry.check(north)
+
+
+def test_which_authorities_a_silo_trusts_is_stored_once(
+    journal: Journal, registry: Registry, north: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.acknowledge("north", "a" * 64)
+    assert journal.silos()[0].authorities_digest == "a" * 64
+    monkeypatch.setattr(journal, "save_silo", None)  # would fail if it were called
+    registry.acknowledge("north", "a" * 64)
+
+
 def test_a_revoked_silo_is_revoked_for_a_restarted_coordinator(
     journal: Journal, registry: Registry, north: Holder, federation: Federation, clock: FakeClock
 ) -> None:
@@ -71,10 +100,10 @@ def test_a_revoked_silo_is_revoked_for_a_restarted_coordinator(
 def test_the_journal_knows_of_a_revocation_before_the_registry(
     journal: Journal, registry: Registry, north: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(name: str, state: str) -> None:
+    def fails(row: SiloRow, *, drop_tokens: bool) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(journal, "set_silo_state", fails)
+    monkeypatch.setattr(journal, "save_silo", fails)
     with pytest.raises(ZeroDivisionError):
         registry.set_state("north", REVOKED)
     registry.check(north)
@@ -102,6 +131,20 @@ def test_an_older_key_of_the_silo_may_not_act_any_more(
     newer = registered(journal, registry, federation.leaf(Role.SILO, "north"))
     registry.check(newer)
     assert "newer key" in denied(registry, north)
+
+
+@pytest.mark.parametrize("role", [Role.SILO, Role.ADMIN, Role.BOOTSTRAP])
+def test_a_certificate_ends_with_the_trust_in_its_authority_on_open_connections_too(
+    journal: Journal, federation: Federation, clock: FakeClock, role: Role
+) -> None:
+    trusted = {federation.authority.key_id}
+    registry = Registry(
+        journal, federation.name, clock, issued_here=lambda holder: holder.issuer_key_id in trusted
+    )
+    holder = registered(journal, registry, federation.leaf(role, "north"))
+    registry.check(holder)
+    trusted.clear()
+    assert "trusted no longer" in denied(registry, holder)
 
 
 @pytest.mark.parametrize("role", Role)

@@ -51,9 +51,9 @@ def records(monkeypatch: pytest.MonkeyPatch) -> Records:
     admit, write, count = Access._admit, PartialFile.write, Intake._count
 
     def admitting(access: Access, context: Any, service: str) -> Any:
-        principal = admit(access, context, service)
-        records.taken.append(("message", principal.name))
-        return principal
+        holder = admit(access, context, service)
+        records.taken.append(("message", holder.principal.name))
+        return holder
 
     def writing(file: PartialFile, chunk: tensors_pb2.Chunk) -> None:
         write(file, chunk)

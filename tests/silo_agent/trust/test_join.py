@@ -1,92 +1,31 @@
 """Does a token become this silo's identity once, through real TLS, whatever breaks in between?"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
+from msgspec.structs import replace
 
+from fedreid.audit import read_audit
 from fedreid.errors import (
+    ConfigRefused,
     ConnectionFailed,
-    FedreidError,
     IdentityBroken,
     TokenRefused,
     TrustError,
-    grpc_status_name,
 )
-from fedreid.names import Principal, Role
-from fedreid.pki.certificates import key_fingerprint, key_from_pem, requested_key, to_pem
+from fedreid.names import Role
+from fedreid.pki.certificates import key_fingerprint, key_from_pem, short_fingerprint
 from fedreid.pki.identity import Identity, IdentityStore
 from fedreid.pki.tokens import JoinToken
-from fedreid.v1 import enrolment_pb2, enrolment_pb2_grpc
-from fedreid.wire.failures import failure_metadata
 from silo_agent.config import Folders, Membership, load_membership
 from silo_agent.trust.join import enrol
 from tests.parties import HOUR_S, FakeClock, Federation
+from tests.silo_agent.trust.fake import MODEL_KEY, FakeCoordinator
 
-MODEL_KEY = bytes(range(32))
 SECRET = "s3cret"
 Change = Callable[["FakeCoordinator"], None]
-
-
-class FakeCoordinator(enrolment_pb2_grpc.EnrolmentServicer):
-    """Issues certificates as told, and remembers who asked."""
-
-    def __init__(self, federation: Federation) -> None:
-        self._federation = federation
-        self.issues_as = federation
-        self.name = "north"
-        self.error: FedreidError | None = None
-        self.loses_the_answer = False
-        self.fingerprints: list[str] = []
-        self.secrets: list[str] = []
-        self.address = ""
-
-    @asynccontextmanager
-    async def serving(self, identity: Identity | None = None) -> AsyncIterator[None]:
-        identity = identity or self._federation.server()
-        server = grpc.aio.server()
-        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self, server)
-        credentials = grpc.ssl_server_credentials(
-            [(identity.key_pem, identity.certificate_pem)],
-            root_certificates=self._federation.authority.certificate_pem,
-            require_client_auth=True,
-        )
-        self.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(None)
-
-    async def Enrol(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Issue a certificate for the key of the request."""
-        key = requested_key(request.csr_der)
-        self.fingerprints.append(key_fingerprint(key))
-        self.secrets.append(request.secret)
-        if self.error is not None:
-            await context.abort(
-                grpc.StatusCode[grpc_status_name(self.error)],
-                str(self.error),
-                failure_metadata(self.error.code, ""),
-            )
-        if self.loses_the_answer:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
-        certificate = self.issues_as.authority.issue(
-            Principal(federation=self._federation.name, role=Role.SILO, name=self.name),
-            key,
-            now_s=self._federation.now_s,
-            life_s=HOUR_S,
-        )
-        return enrolment_pb2.EnrolResponse(
-            certificate_pem=to_pem(certificate),
-            authorities_pem=self._federation.authority.certificate_pem,
-            model_key=MODEL_KEY,
-        )
 
 
 @pytest.fixture
@@ -129,10 +68,13 @@ def joined(
     coordinator: FakeCoordinator,
     *,
     server: Identity | None = None,
+    said: list[str] | None = None,
 ) -> Membership:
+    said = [] if said is None else said
+
     async def run() -> Membership:
         async with coordinator.serving(server), asyncio.timeout(20):
-            return await enrol(folders, token, coordinator.address, clock)
+            return await enrol(folders, token, coordinator.address, clock, said.append)
 
     return asyncio.run(run())
 
@@ -292,13 +234,66 @@ def test_a_certificate_of_another_silo_than_the_tokens_is_not_kept(
     assert not IdentityStore(folders.identity).exists()
 
 
+def test_a_person_is_awaited_and_told_the_fingerprint_once(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.awaits_approval = 2
+    said: list[str] = []
+    joined(folders, token, clock, coordinator, said=said)
+    key = key_from_pem(IdentityStore(folders.identity).load().key_pem).public_key()
+    fingerprint = short_fingerprint(key_fingerprint(key))
+    assert len(coordinator.secrets) == 3
+    assert len([line for line in said if fingerprint in line]) == len(said) == 2
+
+
+def test_a_key_that_awaited_approval_beyond_its_tokens_end_is_asked_for_again(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    coordinator.loses_the_answer = True
+    with pytest.raises(ConnectionFailed):
+        joined(folders, token, clock, coordinator)
+    clock.move(HOUR_S)
+    coordinator.loses_the_answer = False
+    joined(folders, token, clock, coordinator)
+    assert len(set(coordinator.fingerprints)) == 1
+
+
+def test_joining_again_gives_the_silo_a_new_key(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    for _ in range(2):
+        joined(folders, token, clock, coordinator)
+    assert len(set(coordinator.fingerprints)) == 2
+    assert [line.event for line in read_audit(folders.audit)] == ["joined", "joined"]
+
+
+def test_a_pending_key_whose_removal_was_cut_off_is_not_used_twice(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    joined(folders, token, clock, coordinator)
+    folders.pending_key.write_bytes(IdentityStore(folders.identity).load().key_pem)
+    joined(folders, token, clock, coordinator)
+    assert len(set(coordinator.fingerprints)) == 2
+
+
+def test_a_data_folder_stays_its_own_silos_and_no_secret_is_sent(
+    folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
+) -> None:
+    joined(folders, token, clock, coordinator)
+    before = IdentityStore(folders.identity).load()
+    with pytest.raises(ConfigRefused, match="is of the silo north of harbour"):
+        joined(folders, replace(token, silo="south"), clock, coordinator)
+    assert len(coordinator.secrets) == 1
+    assert IdentityStore(folders.identity).load() == before
+
+
 def test_nobody_at_the_address_is_a_connection_that_failed(
     folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
 ) -> None:
     async def run() -> None:
         async with coordinator.serving():
             pass
-        await enrol(folders, token, coordinator.address, clock)
+        await enrol(folders, token, coordinator.address, clock, print)
 
     with pytest.raises(ConnectionFailed):
         asyncio.run(run())
