@@ -60,12 +60,11 @@ def join(
     from msgspec.structs import replace
 
     from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
+    from silo_agent.egress import check_destination
     from silo_agent.service import run
 
     _look_at(dataset, layout, split, confirm_withdrawn)
     folders = Folders(data.resolve())
-    if not _enrolled(folders):
-        _enrol(folders, token_file, coordinator)
     config = AgentConfig(
         coordinator=coordinator,
         dataset=str(dataset.resolve()),
@@ -76,6 +75,9 @@ def join(
     if folders.config.exists():  # policy and processes stay as the operator has set them
         before = load_config(folders)
         config = replace(config, policy=before.policy, processes=before.processes)
+    check_destination(coordinator, config.policy)
+    if not _enrolled(folders):
+        _enrol(folders, token_file, coordinator)
     save_config(folders, config)
     membership = load_membership(folders)
     say(f"this is the silo {membership.silo} of the federation {membership.federation}")
@@ -189,12 +191,19 @@ def data_preview(
 
 
 @egress_app.command("show")
-def egress_show(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """What the newest upload consists of, through the very code that sends it."""
+def egress_show(
+    base: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A model file: show the most that an upload of its kind consists of."),
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """What the newest upload consists of, or the first will, by the very code that sends it."""
     from silo_agent.config import Folders
-    from silo_agent.printing import print_parcel
+    from silo_agent.printing import print_egress
 
-    print_parcel(Folders(data.resolve()), as_json=as_json)
+    print_egress(Folders(data.resolve()), base, as_json=as_json)
 
 
 @audit_app.command("verify")
