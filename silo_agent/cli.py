@@ -206,6 +206,40 @@ def egress_show(
     print_egress(Folders(data.resolve()), base, as_json=as_json)
 
 
+@commands.model_app.command("verify")
+def model_verify(
+    file: Annotated[Path, typer.Argument(help="A model that 'coordinator model export' wrote.")],
+    release: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Its signed release; default: FILE.release."),
+    ] = None,
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="What 'coordinator model key' printed; default: this silo's own."),
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Check offline that a model file is one that the federation's coordinator has signed."""
+    from fedreid.errors import storage_errors
+    from fedreid.pki.signing import public_from_pem
+    from fedreid.wire.released import check_released, release_of
+    from silo_agent.config import Folders, load_membership
+    from silo_agent.printing import print_release
+
+    federation = ""
+    if key is None:
+        membership = load_membership(Folders(data.resolve()))
+        model_key, federation = membership.model_key, membership.federation
+    else:
+        with storage_errors("read", key):
+            model_key = public_from_pem(key.read_bytes())
+    stated = check_released(
+        file, release or release_of(file), model_key=model_key, federation=federation
+    )
+    print_release(file, stated, as_json=as_json)
+
+
 @audit_app.command("verify")
 def audit_verify(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """Check the audit log's chain of hashes from its first line to its last."""

@@ -1,4 +1,4 @@
-"""How do a dataset's check and an upload look on a terminal?"""
+"""How do a dataset's check, an upload and a signed release look on a terminal?"""
 
 import tempfile
 from pathlib import Path
@@ -8,7 +8,7 @@ import msgspec
 
 from fedreid.clock import SystemClock
 from fedreid.console import print_json, print_table, say
-from fedreid.contract import UpdateReport
+from fedreid.contract import Release, UpdateReport
 from fedreid.datasets.checks import DatasetCheck
 from fedreid.errors import UsageError
 from fedreid.wire.encoding import payload_bytes
@@ -70,6 +70,17 @@ def print_egress(folders: Folders, base: Path | None, *, as_json: bool) -> None:
     )
     left = ", ".join(f"{name} {value}" for name, value in tree["left_so_far"].items())
     say(f"has left so far: {left}")
+
+
+def print_release(file: Path, release: Release, *, as_json: bool) -> None:
+    """Which published model a file is."""
+    if as_json:
+        print_json(msgspec.to_builtins(release))
+        return
+    say(
+        f"{file} is model {release.version} of the federation {release.federation}, published by "
+        f"round {release.round} of {release.run}: signature and bytes hold"
+    )
 
 
 def _packed(folders: Folders, last: FinishedRound) -> dict[str, Any]:
