@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
@@ -13,7 +13,7 @@ from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
 
 if TYPE_CHECKING:
-    from silo_agent.config import Folders
+    from silo_agent.config import AgentConfig, Folders
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +54,10 @@ def join(
     enrol_only: Annotated[
         bool, typer.Option("--enrol-only", help="Get the identity, then stop.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try every step but the last; the token stays unused.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
     """Join a federation and take part in its rounds until told to stop."""
     launch.prepare()
@@ -63,7 +67,6 @@ def join(
     from silo_agent.egress import check_destination
     from silo_agent.service import run
 
-    _look_at(dataset, layout, split, confirm_withdrawn)
     folders = Folders(data.resolve())
     config = AgentConfig(
         coordinator=coordinator,
@@ -75,7 +78,10 @@ def join(
     if folders.config.exists():  # policy and processes stay as the operator has set them
         before = load_config(folders)
         config = replace(config, policy=before.policy, processes=before.processes)
+    if dry_run:
+        _try_to_join(folders, config, token_file, as_json=as_json)
     check_destination(coordinator, config.policy)
+    _look_at(dataset, layout, split, confirm_withdrawn)
     if not _enrolled(folders):
         _enrol(folders, token_file, coordinator)
     save_config(folders, config)
@@ -276,6 +282,17 @@ def _enrol(folders: "Folders", token_file: Path | None, coordinator: str) -> Non
     token = tokens.read(token_file)
     membership = asyncio.run(enrol(folders, token, coordinator, SystemClock()))
     out.print(f"enrolled as {membership.silo}", markup=False)
+
+
+def _try_to_join(
+    folders: "Folders", config: "AgentConfig", token_file: Path | None, *, as_json: bool
+) -> NoReturn:
+    from fedreid.clock import SystemClock
+    from silo_agent.printing import print_checks
+    from silo_agent.trust.dry_run import DryRun
+
+    run = DryRun(folders=folders, config=config, token_file=token_file, clock=SystemClock())
+    raise typer.Exit(print_checks(run.checks(), as_json=as_json))
 
 
 def _look_at(dataset: Path, layout: str, split: int, withdrawn_confirmed: bool) -> None:

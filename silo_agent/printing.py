@@ -1,8 +1,9 @@
-"""How do a dataset's check, an upload and a signed release look on a terminal?"""
+"""How do a dataset's check, an upload, a dry run and a signed release look on a terminal?"""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -10,7 +11,7 @@ from fedreid.clock import SystemClock
 from fedreid.console import print_json, print_table, say
 from fedreid.contract import Release, UpdateReport
 from fedreid.datasets.checks import DatasetCheck
-from fedreid.errors import UsageError
+from fedreid.errors import ExitCode, UsageError
 from fedreid.wire.encoding import payload_bytes
 from fedreid.wire.tensors import Layout, TensorFile
 from silo_agent.config import Folders, load_config
@@ -18,6 +19,9 @@ from silo_agent.egress import Outline, outline, pack
 from silo_agent.held import find_held, newest_held
 from silo_agent.ledger import read_entries, totals
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+
+if TYPE_CHECKING:  # it needs gRPC, and nothing else here does
+    from silo_agent.trust.dry_run import Check
 
 
 def print_check(found: DatasetCheck, *, as_json: bool) -> None:
@@ -70,6 +74,20 @@ def print_egress(folders: Folders, base: Path | None, *, as_json: bool) -> None:
     )
     left = ", ".join(f"{name} {value}" for name, value in tree["left_so_far"].items())
     say(f"has left so far: {left}")
+
+
+def print_checks(checks: Iterable["Check"], *, as_json: bool) -> ExitCode:
+    """One line for each step of a dry run, as it comes; the exit code of the first that failed."""
+    done = []
+    for check in checks:
+        done.append(check)
+        if not as_json:
+            say(f"{check.state:<8}{check.name:<10}{check.told}")
+            if check.next_step:
+                say(f"{'':<18}next: {check.next_step}")
+    if as_json:
+        print_json([msgspec.to_builtins(check) for check in done])
+    return next((check.exit_code for check in done if check.state == "failed"), ExitCode.OK)
 
 
 def print_release(file: Path, release: Release, *, as_json: bool) -> None:
