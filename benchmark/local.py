@@ -210,7 +210,7 @@ class LocalRun:
         finished = outbox.find(task.run, task.round, task.base_digest)
         if finished is None:
             finished = self._train(task, silo, self._downloaded(state.base_of(silo)))
-        parcel = self._packed(outbox.folder(finished), state, silo)
+        parcel = self._packed(finished, outbox.folder(finished), state, silo)
         self._deliver(parcel, state, silo)
         outbox.remove_before(finished)
         update = Accepted(
@@ -244,14 +244,16 @@ class LocalRun:
         outbox.put(out, finished)
         return finished
 
-    def _packed(self, folder: Path, state: RoundState, silo: str) -> Parcel:
+    def _packed(
+        self, finished: FinishedRound, folder: Path, state: RoundState, silo: str
+    ) -> Parcel:
         return pack(
-            folder,
-            folder / UPDATE_FILE,
-            self._layout(state.base_of(silo)),
-            bn=self._plan.aggregation.bn,
-            encoding=self._plan.wire.upload,
+            finished,
+            folder=folder,
+            update=folder / UPDATE_FILE,
+            base=self._layout(state.base_of(silo)),
             policy=agent.Policy(),
+            destination="",
         )
 
     def _deliver(self, parcel: Parcel, state: RoundState, silo: str) -> None:

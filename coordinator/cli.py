@@ -349,6 +349,19 @@ def model_export(
     say(f"wrote model {release.version} ({release.run}, round {release.round}) to {out_file}")
 
 
+@model_app.command("key")
+def model_key(data: Data) -> None:
+    """Print the public key that published models are checked with: silo-agent model verify."""
+    from coordinator.folders import Folders
+    from fedreid.errors import storage_errors
+    from fedreid.pki.signing import public_pem, signing_key
+
+    path = Folders(data).model_key
+    with storage_errors("read", path):
+        pem = path.read_bytes()
+    say(public_pem(signing_key(pem)).decode().strip())
+
+
 @audit_app.command("verify")
 def audit_verify(data: Data, as_json: Json = False) -> None:
     """Check the audit log's chain of hashes from its first line to its last."""

@@ -9,6 +9,7 @@ from fedreid.files import digest_of, replacing, write_bytes
 from fedreid.v1 import admin_pb2, federation_pb2
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire
+from fedreid.wire.released import release_of
 
 
 def export_model(data: Path, coordinator: str | None, digest: str, out: Path) -> Release:
@@ -32,5 +33,5 @@ def export_model(data: Path, coordinator: str | None, digest: str, out: Path) ->
     if digest_of(out) != release.model_digest:
         out.unlink()
         raise StorageError("The model arrived damaged", next_step="Export it again.")
-    write_bytes(out.with_name(out.name + ".release"), signed.SerializeToString())
+    write_bytes(release_of(out), signed.SerializeToString())
     return release

@@ -231,6 +231,13 @@ class PolicyRefused(FedreidError):
     code = "policy_refused"
     exit_code = ExitCode.POLICY
 
+    def __init__(
+        self, what: str, *, why: str = "", next_step: str = "", again_at_s: float | None = None
+    ) -> None:
+        self.again_at_s = again_at_s
+        """When asking again may help, seconds since the epoch; None: a person has to act."""
+        super().__init__(what, why=why, next_step=next_step)
+
 
 class RunError(FedreidError):
     """A run that can't start or go on."""

@@ -178,3 +178,20 @@ DENIALS_S = 5.0
 
 AUDIT_FILE_BYTES = 64 * MIB
 """A file of the audit log before the next one is begun: some 200,000 events."""
+
+POLICY_RETRY_S = 600.0
+"""Pause after a model that a silo's policy refuses. Longer than PRESENCE_S: the next round begins
+without the silo, so that nobody waits for it."""
+
+AGENT_DISK_BYTES = 1024 * MIB
+"""Free space that an agent wants before it joins: two models, an update, its payload and the
+baseline are five files of 98 MB with ResNet-50; the rest is room for larger backbones."""
+
+DIAL_S = 10.0
+"""How long ``join --dry-run`` waits for each step of a connection."""
+
+RELEASE_BYTES = 4 * MIB
+"""A signed release on disk, which holds one manifest."""
+
+REFUSAL_CHARACTERS = 300
+"""Of a refusal in the agent's audit log: part of it may be the coordinator's own words."""

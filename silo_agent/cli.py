@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
@@ -13,7 +13,7 @@ from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
 
 if TYPE_CHECKING:
-    from silo_agent.config import Folders
+    from silo_agent.config import AgentConfig, Folders
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,32 +65,40 @@ def join(
         Optional[Path],  # noqa: UP045
         typer.Option(help="With --identity: the coordinator's model-key.pub."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try every step but the last; the token stays unused.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
     """Join a federation and take part in its rounds until told to stop."""
     launch.prepare()
     from msgspec.structs import replace
 
     from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
+    from silo_agent.egress import check_destination
     from silo_agent.service import run
 
-    _look_at(dataset, layout, split, confirm_withdrawn)
     folders = Folders(data.resolve())
     before = load_config(folders) if folders.config.exists() else None
-    place = "" if before is None or rejoin else before.identity
-    if identity is not None:
-        place = _adopt(folders, identity, model_key)
-    elif rejoin or not (place or _enrolled(folders)):
-        _enrol(folders, token_file, coordinator)
+    kept = "" if before is None or rejoin else before.identity
     config = AgentConfig(
         coordinator=coordinator,
         dataset=str(dataset.resolve()),
         layout=layout,
         split=split,
         withdrawn_confirmed=confirm_withdrawn,
-        identity=place,
+        identity=kept if identity is None else str(identity.resolve()),
     )
     if before is not None:  # policy and processes stay as the operator has set them
         config = replace(config, policy=before.policy, processes=before.processes)
+    if dry_run:
+        _try_to_join(folders, config, token_file, as_json=as_json)
+    check_destination(coordinator, config.policy)
+    _look_at(dataset, layout, split, confirm_withdrawn)
+    if identity is not None:
+        _adopt(folders, identity, model_key)
+    elif rejoin or not (kept or _enrolled(folders)):
+        _enrol(folders, token_file, coordinator)
     save_config(folders, config)
     membership = load_membership(folders)
     say(f"this is the silo {membership.silo} of the federation {membership.federation}")
@@ -205,12 +213,53 @@ def data_preview(
 
 
 @egress_app.command("show")
-def egress_show(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """What the newest upload consists of, through the very code that sends it."""
+def egress_show(
+    base: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A model file: show the most that an upload of its kind consists of."),
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """What the newest upload consists of, or the first will, by the very code that sends it."""
     from silo_agent.config import Folders
-    from silo_agent.printing import print_parcel
+    from silo_agent.printing import print_egress
 
-    print_parcel(Folders(data.resolve()), as_json=as_json)
+    print_egress(Folders(data.resolve()), base, as_json=as_json)
+
+
+@commands.model_app.command("verify")
+def model_verify(
+    file: Annotated[Path, typer.Argument(help="A model that 'coordinator model export' wrote.")],
+    release: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Its signed release; default: FILE.release."),
+    ] = None,
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="What 'coordinator model key' printed; default: this silo's own."),
+    ] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Check offline that a model file is one that the federation's coordinator has signed."""
+    from fedreid.errors import storage_errors
+    from fedreid.pki.signing import public_from_pem
+    from fedreid.wire.released import check_released, release_of
+    from silo_agent.config import Folders, load_membership
+    from silo_agent.printing import print_release
+
+    federation = ""
+    if key is None:
+        membership = load_membership(Folders(data.resolve()))
+        model_key, federation = membership.model_key, membership.federation
+    else:
+        with storage_errors("read", key):
+            model_key = public_from_pem(key.read_bytes())
+    stated = check_released(
+        file, release or release_of(file), model_key=model_key, federation=federation
+    )
+    print_release(file, stated, as_json=as_json)
 
 
 @audit_app.command("verify")
@@ -251,7 +300,7 @@ def _enrol(folders: "Folders", token_file: Path | None, coordinator: str) -> Non
     out.print(f"enrolled as {membership.silo}", markup=False)
 
 
-def _adopt(folders: "Folders", identity: Path, model_key: Path | None) -> str:
+def _adopt(folders: "Folders", identity: Path, model_key: Path | None) -> None:
     from fedreid.clock import SystemClock
     from silo_agent.trust.join import adopt
 
@@ -261,7 +310,17 @@ def _adopt(folders: "Folders", identity: Path, model_key: Path | None) -> str:
             next_step="Ask the coordinator's operators for their file model-key.pub.",
         )
     adopt(folders, identity.resolve(), model_key, SystemClock())
-    return str(identity.resolve())
+
+
+def _try_to_join(
+    folders: "Folders", config: "AgentConfig", token_file: Path | None, *, as_json: bool
+) -> NoReturn:
+    from fedreid.clock import SystemClock
+    from silo_agent.printing import print_checks
+    from silo_agent.trust.dry_run import DryRun
+
+    run = DryRun(folders=folders, config=config, token_file=token_file, clock=SystemClock())
+    raise typer.Exit(print_checks(run.checks(), as_json=as_json))
 
 
 def _look_at(dataset: Path, layout: str, split: int, withdrawn_confirmed: bool) -> None:

@@ -22,17 +22,41 @@ from fedreid.errors import ConfigRefused, IdentityMissing, PlanRefused, StorageE
 from fedreid.files import make_folder, write_bytes
 from fedreid.pki.files import IdentityFiles
 from fedreid.pki.identity import Identity, IdentityStore
-from fedreid.plan import Section, parse_toml
+from fedreid.plan import Encoding, Section, parse_toml
+
+Limit = Annotated[int, Meta(ge=0)]
 
 
 class Policy(Section, frozen=True, kw_only=True):
-    """The ceiling that the operator sets; no plan of a coordinator goes beyond it."""
+    """The ceiling that the operator sets; no plan of a coordinator goes beyond it.
 
+    An empty list, or a limit of 0, adds no ceiling of its own.
+    """
+
+    coordinators: tuple[str, ...] = ()
+    """HOST:PORT of each coordinator that this silo may ever speak to, whatever ``join`` is told."""
+    tensors: tuple[str, ...] = ()
+    """Patterns (``layer4.*``) of names that may leave. Exactly the base model's tensors leave; if
+    one of them fits no pattern, the silo does not train."""
+    backbones: tuple[str, ...] = ()
+    """Names of the networks that this silo trains and measures."""
+    encodings: tuple[Encoding, ...] = ()
+    """In which an update may leave: the plan's if it is here, else ``fp32`` if that is."""
     batchnorm_statistics: bool = True
     """Whether BatchNorm tensors may leave under the plan ``bn = local``, for models of
     outsiders. Other plans average them, so a silo that forbids it can't take part in those."""
     minimum_images: int = 2
     """Refuse to train on fewer: a model of very few images says too much about each."""
+    bytes_per_day: Limit = 0
+    """Bytes of tensors that may leave in a day (UTC)."""
+    rounds_per_day: Limit = 0
+    """Rounds whose update may leave in a day (UTC)."""
+    rounds_total: Limit = 0
+    """Rounds whose update may ever leave."""
+    largest_model_change: Annotated[float, Meta(ge=0)] = 10.0
+    """Largest ‖w − w_before‖ / ‖w_before‖ between the model to train on and the one that this silo
+    trained on before in the run, over learned tensors. A model with NaN or infinity is refused
+    always."""
 
 
 class AgentConfig(Section, frozen=True, kw_only=True):

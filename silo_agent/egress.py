@@ -2,13 +2,17 @@
 
 The coordinator's base model names the tensors that the federation shares. Exactly those may
 leave; a classifier is not among them and can't be serialised from here. The operator's policy is
-the ceiling above that.
+the ceiling above that. What ``egress show`` prints, what the policy is held against, what is sent
+and what the audit log keeps are one :class:`Parcel`.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from fedreid.contract import TrainTask, UpdateReport
+import msgspec
+
+from fedreid.contract import EvaluateTask, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
 from fedreid.files import digest_of, replacing
 from fedreid.plan import BatchNormPolicy, Encoding
@@ -16,90 +20,203 @@ from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorFile, batch_norm_names
 from silo_agent.config import Policy
+from silo_agent.outbox import FinishedRound
 
 _PAYLOAD_FILE = "payload"
 
 
+class Departure(msgspec.Struct, frozen=True, kw_only=True):
+    """What the audit log keeps of an update that left."""
+
+    destination: str
+    """HOST:PORT."""
+    run: str
+    round: int
+    base_digest: str
+    tensor_count: int
+    names_digest: str
+    """BLAKE3 of the tensors' names and shapes, as a safetensors header lists them."""
+    encoding: Encoding
+    byte_count: int
+    payload_digest: str
+    report: UpdateReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """Which tensors of a base model leave, and how."""
+
+    layout: Layout
+    encoding: Encoding
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of the payload."""
+        return payload_bytes(self.layout, self.encoding)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
-    """What an upload sends: a manifest, and where its payload lies."""
+    """What an upload sends: where to, numbers, a manifest, and where its payload lies."""
 
+    destination: str
+    run: str
+    round: int
+    base_digest: str
+    report: UpdateReport
     manifest: Manifest
     path: Path
     start: int
     """Where the payload begins in the file, in bytes."""
 
+    def departure(self) -> Departure:
+        """What the audit log keeps of it."""
+        return Departure(
+            destination=self.destination,
+            run=self.run,
+            round=self.round,
+            base_digest=self.base_digest,
+            tensor_count=len(self.manifest.layout.specs),
+            names_digest=self.manifest.layout.digest(),
+            encoding=self.manifest.encoding,
+            byte_count=self.manifest.byte_count,
+            payload_digest=self.manifest.payload_digest,
+            report=self.report,
+        )
 
-def check_task(task: TrainTask, policy: Policy) -> None:
-    """Check a task against the policy before anything is trained.
+
+def check_destination(address: str, policy: Policy) -> None:
+    """Check where the agent is told to dial.
 
     Raises:
-        PolicyRefused: the plan averages BatchNorm statistics, and the policy keeps them here.
+        PolicyRefused: the policy names coordinators, and this is none of them.
     """
-    if not policy.batchnorm_statistics and task.bn != "local":
+    if policy.coordinators and address not in policy.coordinators:
+        raise PolicyRefused(
+            f"The coordinator {address} is none that this silo's policy names",
+            why=f"policy.coordinators = {list(policy.coordinators)}",
+            next_step="Correct --coordinator, or add the address to policy.coordinators.",
+        )
+
+
+def check_task(task: TrainTask | EvaluateTask, policy: Policy) -> None:
+    """Check a task against the policy before anything is fetched or trained.
+
+    Raises:
+        PolicyRefused: the network is not among the policy's, or the plan averages BatchNorm
+            statistics, and the policy keeps them here.
+    """
+    name = task.backbone.name
+    if policy.backbones and name not in policy.backbones:
+        raise PolicyRefused(
+            f"The run {task.run} is of the backbone {name!r}",
+            why=f"this silo's policy allows {', '.join(policy.backbones)}",
+            next_step="Ask for a plan with one of those, or add it to policy.backbones.",
+        )
+    if isinstance(task, TrainTask) and not policy.batchnorm_statistics and task.bn != "local":
         raise _batchnorm_stays(task.bn)
 
 
-def check_report(report: UpdateReport, policy: Policy) -> None:
-    """Check the numbers that go with an update.
+def check_images(count: int, policy: Policy) -> None:
+    """Check how many images an update is made of.
 
     Raises:
-        PolicyRefused: the silo trained on fewer images than the policy demands.
+        PolicyRefused: fewer than the policy demands.
     """
-    if report.num_images < policy.minimum_images:
+    if count < policy.minimum_images:
         raise PolicyRefused(
-            f"The silo has {report.num_images} training images",
+            f"The silo has {count} training images",
             why=f"its policy demands at least {policy.minimum_images}",
             next_step="Add images, or lower policy.minimum_images.",
         )
 
 
-def pack(
-    folder: Path,
-    update: Path,
-    base: Layout,
-    *,
-    bn: BatchNormPolicy,
-    encoding: Encoding,
-    policy: Policy,
-) -> Parcel:
-    """Name what leaves, and write its payload where the update file itself is not it.
+def outline(base: Layout, *, bn: BatchNormPolicy, encoding: Encoding, policy: Policy) -> Outline:
+    """Which tensors leave under a plan: the base model's, without BatchNorm where that stays here.
 
     Raises:
-        PolicyRefused: the policy keeps here what the plan averages.
-        StorageError: the update lacks a tensor of the base model, or has another shape.
+        PolicyRefused: the plan wants a tensor, or an encoding, that the policy keeps here.
     """
-    with TensorFile(update) as file:
-        layout = shared_layout(file.layout, base, bn=bn, policy=policy)
-        if encoding == "fp32" and layout == file.layout:
-            path, start = update, file.data_offset
-        else:
-            path, start = folder / _PAYLOAD_FILE, 0
-            with replacing(path, mode=0o600) as stream:
-                encode(file, layout, encoding, stream)
-    manifest = Manifest(
-        layout=layout,
-        encoding=encoding,
-        byte_count=payload_bytes(layout, encoding),
-        payload_digest=digest_of(path, start=start),
-    )
-    return Parcel(manifest=manifest, path=path, start=start)
-
-
-def shared_layout(update: Layout, base: Layout, *, bn: BatchNormPolicy, policy: Policy) -> Layout:
-    """The tensors that leave: the base model's, without BatchNorm where that stays here."""
     names = set(base.names)
     if not policy.batchnorm_statistics:
         if bn != "local":
             raise _batchnorm_stays(bn)
         names -= batch_norm_names(base.names)
-    layout = update.only(names)
-    if layout != base.only(names):
-        raise StorageError(
-            "The trained backbone has other tensors than the model it started from",
-            next_step="Remove the round's folder; it is trained again.",
+    kept = [name for name in sorted(names) if not _named(name, policy)]
+    if kept:
+        raise PolicyRefused(
+            f"The base model has {len(kept)} tensors that this silo's policy does not let leave, "
+            f"the first is {kept[0]!r}",
+            why="no pattern of policy.tensors fits them",
+            next_step="Ask the coordinator's operators what they are, or extend policy.tensors.",
         )
-    return layout
+    return Outline(layout=base.only(names), encoding=_encoding(encoding, policy))
+
+
+def pack(
+    finished: FinishedRound,
+    *,
+    folder: Path,
+    update: Path,
+    base: Layout,
+    policy: Policy,
+    destination: str,
+) -> Parcel:
+    """Name what leaves of a trained round, and write its payload where ``update`` itself is not it.
+
+    Raises:
+        PolicyRefused: the policy keeps here what the plan wants, there are too few images, or
+            the destination is none of the policy's.
+        StorageError: the update lacks a tensor of the base model, or has another shape.
+    """
+    check_destination(destination, policy)
+    check_images(finished.report.num_images, policy)
+    leaving = outline(base, bn=finished.bn, encoding=finished.encoding, policy=policy)
+    with TensorFile(update) as file:
+        if file.layout.only(leaving.layout.names) != leaving.layout:
+            raise StorageError(
+                "The trained backbone has other tensors than the model it started from",
+                next_step="Remove the round's folder; it is trained again.",
+            )
+        if leaving.encoding == "fp32" and leaving.layout == file.layout:
+            path, start = update, file.data_offset
+        else:
+            path, start = folder / _PAYLOAD_FILE, 0
+            with replacing(path, mode=0o600) as stream:
+                encode(file, leaving.layout, leaving.encoding, stream)
+    manifest = Manifest(
+        layout=leaving.layout,
+        encoding=leaving.encoding,
+        byte_count=leaving.byte_count,
+        payload_digest=digest_of(path, start=start),
+    )
+    return Parcel(
+        destination=destination,
+        run=finished.run,
+        round=finished.round,
+        base_digest=finished.base_digest,
+        report=finished.report,
+        manifest=manifest,
+        path=path,
+        start=start,
+    )
+
+
+def _named(name: str, policy: Policy) -> bool:
+    return not policy.tensors or any(fnmatchcase(name, pattern) for pattern in policy.tensors)
+
+
+def _encoding(proposed: Encoding, policy: Policy) -> Encoding:
+    """The plan proposes, the policy disposes; every coordinator takes fp32 as well."""
+    allowed = policy.encodings or (proposed,)
+    for encoding in (proposed, "fp32"):
+        if encoding in allowed:
+            return encoding
+    raise PolicyRefused(
+        f"The plan wants updates in {proposed}",
+        why=f"this silo's policy allows {', '.join(allowed)}",
+        next_step=f"Ask for a plan with wire.upload = {allowed[0]!r}, or extend policy.encodings.",
+    )
 
 
 def _batchnorm_stays(bn: BatchNormPolicy) -> PolicyRefused:

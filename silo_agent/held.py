@@ -3,6 +3,7 @@
 Read without the coordinator, so that a model can be used when the federation is away.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -39,8 +40,17 @@ def read_note(note: Path) -> Held | None:
     return msgspec.structs.replace(held, path=str(path)) if path.exists() else None
 
 
-def newest_held(folders: Folders, run: str) -> Held | None:
-    """The newest model of a run that is on disk."""
-    notes = [path for path in folders.models.glob("*.json") if path.name != NEWEST_NOTE]
-    found = [held for held in map(read_note, notes) if held is not None and held.run == run]
+def newest_held(folders: Folders, run: str | None = None) -> Held | None:
+    """The newest model on disk; of a run, where one is named."""
+    found = [held for held in _held(folders, "*") if run in (None, held.run)]
     return max(found, key=lambda held: held.version, default=None)
+
+
+def find_held(folders: Folders, digest: str) -> Held | None:
+    """The model with this digest, in whichever encoding it was fetched."""
+    return next(_held(folders, f"{digest}.*"), None)
+
+
+def _held(folders: Folders, name: str) -> Iterator[Held]:
+    notes = sorted(path for path in folders.models.glob(f"{name}.json") if path.name != NEWEST_NOTE)
+    return (held for held in map(read_note, notes) if held is not None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedreid.audit import AuditLog
 from fedreid.contract import Release
 from fedreid.errors import (
     ConnectionFailed,
@@ -44,9 +45,10 @@ class _Newest(msgspec.Struct, frozen=True, kw_only=True):
 class ModelCache:
     """Verified models of this silo's federation."""
 
-    def __init__(self, folders: Folders, membership: Membership) -> None:
+    def __init__(self, folders: Folders, membership: Membership, audit: AuditLog) -> None:
         self._folder = folders.models
         self._membership = membership
+        self._audit = audit
 
     async def ensure(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
@@ -63,10 +65,10 @@ class ModelCache:
             held = await self._fetch(stub, address, digest, encoding)
         return held
 
-    def remove_others(self, kept: Digest) -> None:
-        """Delete every model but one."""
+    def remove_others(self, *kept: str) -> None:
+        """Delete every model but these."""
         for path in self._folder.iterdir():
-            if path.is_file() and not path.name.startswith(kept) and path.name != NEWEST_NOTE:
+            if path.is_file() and not path.name.startswith((*kept, NEWEST_NOTE)):
                 path.unlink(missing_ok=True)
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
@@ -141,6 +143,14 @@ class ModelCache:
             run=release.run,
             round=release.round,
             version=release.version,
+        )
+        self._audit.append(
+            "model.taken",
+            run=release.run,
+            round=release.round,
+            version=release.version,
+            model_digest=release.model_digest,
+            encoding=manifest.encoding,
         )
         newest = _Newest(version=release.version, digest=release.model_digest)
         write_bytes(self._folder / NEWEST_NOTE, msgspec.json.encode(newest))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from fedreid.audit import AuditLog
+from fedreid.clock import Clock
 from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
@@ -19,22 +21,23 @@ from fedreid.contract import (
     TrainTask,
     WaitTask,
 )
-from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
+from fedreid.datasets.layouts import load
+from fedreid.errors import PolicyRefused
 from fedreid.jobs import Progress, Worker
-from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S
+from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.wire.messages import evaluation_to_wire, report_to_wire, task_from_wire
-from fedreid.wire.stream import send_chunks
-from fedreid.wire.tensors import TensorFile
+from fedreid.wire.messages import task_from_wire
 from fedreid.work import off_loop
 from silo_agent.config import AgentConfig, Folders, Membership
-from silo_agent.egress import Parcel, check_report, check_task, pack
-from silo_agent.held import Held
+from silo_agent.delivery import Delivery
+from silo_agent.egress import check_images, check_task
+from silo_agent.held import Held, find_held
+from silo_agent.jumps import check_model
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob, TrainReport
 from silo_agent.models import ModelCache
-from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.outbox import FinishedRound, Outbox
 from silo_agent.trust.channel import Line, calling
 
 if TYPE_CHECKING:
@@ -55,15 +58,20 @@ class Participant:
         config: AgentConfig,
         membership: Membership,
         worker: Worker,
+        audit: AuditLog,
+        clock: Clock,
         say: Callable[[str], None],
         show: Callable[[str, float], None],
     ) -> None:
+        self._folders = folders
         self._config = config
         self._membership = membership
         self._worker = worker
         self._say = say
         self._show = show
-        self._models = ModelCache(folders, membership)
+        self._audit = audit
+        self._clock = clock
+        self._models = ModelCache(folders, membership, audit)
         self._outbox = Outbox(folders)
         self._silo = Silo(
             federation=membership.federation,
@@ -72,6 +80,15 @@ class Participant:
             layout=config.layout,
             split=config.split,
             withdrawn_confirmed=config.withdrawn_confirmed,
+        )
+        self._delivery = Delivery(
+            folders=folders,
+            config=config,
+            outbox=self._outbox,
+            audit=audit,
+            clock=clock,
+            tell=self._tell,
+            doing=self._doing,
         )
         self._doing("waiting", 0.0)
         self._told = ""
@@ -104,24 +121,73 @@ class Participant:
         elif isinstance(task, RenewTask):
             self._tell(f"renewing the identity: {task.reason}")
             await renew(identity)
-        elif isinstance(task, EvaluateTask):
-            await self._evaluate(stub, task)
         else:
-            await self._train(stub, task)
+            await self._do(stub, task)
+
+    async def _do(self, stub: "FederationAsyncStub", task: TrainTask | EvaluateTask) -> None:
+        try:
+            if isinstance(task, EvaluateTask):
+                await self._evaluate(stub, task)
+            else:
+                await self._train(stub, task)
+        except PolicyRefused as refused:
+            await self._note_refused(task, refused)
+            raise
+
+    async def _note_refused(self, task: TrainTask | EvaluateTask, refused: PolicyRefused) -> None:
+        what = f"{refused.what}: {refused.why}" if refused.why else refused.what
+        await off_loop(
+            self._audit.append,
+            "policy.refused",
+            run=task.run,
+            round=task.round,
+            what=what[:REFUSAL_CHARACTERS],
+            again=refused.again_at_s is not None,
+        )
 
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
         finished = self._outbox.find(task.run, task.round, task.base_digest)
         base = await self._fetch(stub, task)
         if finished is None:
+            await self._check_before_training(task, base)
             try:
                 finished = await self._train_round(stub, task, base)
             except RoundLost:
                 self._tell(f"round {task.round} has closed without this silo")
                 return
-        await self._deliver(stub, task, finished, base)
+        if await self._delivery.update(stub, finished, base):
+            await self._report(stub, finished.run, finished.round, base.round, finished.evaluations)
         self._outbox.remove_before(finished)
         self._models.remove_others(task.base_digest)
+
+    async def _check_before_training(self, task: TrainTask, base: Held) -> None:
+        """Refuse what the policy forbids while it has cost nothing yet.
+
+        Raises:
+            PolicyRefused: too few images, a tensor or quota of the policy, or a model that jumped.
+        """
+        policy = self._config.policy
+        check_images(await off_loop(self._count_images), policy)
+        await self._delivery.check_room(task, base)
+        previous = self._outbox.newest(task.run, before=task.round)
+        before = None
+        if previous is not None:
+            self._models.remove_others(task.base_digest, previous.base_digest)
+            before = find_held(self._folders, previous.base_digest)
+        change = await off_loop(check_model, base, before, policy, self._clock.now_s())
+        if change is not None:
+            self._tell(f"round {task.round}: the model has changed by {change:.3g} of its norm")
+
+    def _count_images(self) -> int:
+        silo = self._silo
+        found = load(
+            Path(silo.dataset),
+            silo.layout,
+            split=silo.split,
+            withdrawn_confirmed=silo.withdrawn_confirmed,
+        )
+        return len(found.train)
 
     async def _fetch(self, stub: "FederationAsyncStub", task: TrainTask) -> Held:
         self._doing("fetching", 0.0)
@@ -169,64 +235,8 @@ class Participant:
         previous = self._outbox.newest(run, before=before)
         return "" if previous is None else str(self._outbox.folder(previous))
 
-    async def _deliver(
-        self, stub: "FederationAsyncStub", task: TrainTask, finished: FinishedRound, base: Held
-    ) -> None:
-        check_report(finished.report, self._config.policy)
-        parcel = await off_loop(self._pack, task, finished, base)
-        self._doing("uploading", 0.0)
-        try:
-            state = await self._upload(stub, finished, parcel)
-        except UpdateRefused as refusal:
-            if refusal.reason in BROKEN_LINE:
-                raise ConnectionFailed("The update arrived damaged", why=str(refusal)) from refusal
-            self._tell(f"round {task.round}: the coordinator refused the update: {refusal}")
-            return
-        outcome = "accepted" if state == pb.UPLOAD_STATE_ACCEPTED else "too late, it does not count"
-        self._tell(f"round {task.round}: update of {parcel.manifest.byte_count} bytes {outcome}")
-        await self._report(stub, finished.run, finished.round, base.round, finished.evaluations)
-
-    def _pack(self, task: TrainTask, finished: FinishedRound, base: Held) -> Parcel:
-        folder = self._outbox.folder(finished)
-        with TensorFile(Path(base.path)) as file:
-            layout = file.layout
-        return pack(
-            folder,
-            folder / UPDATE_FILE,
-            layout,
-            bn=task.bn,
-            encoding=task.upload_encoding,
-            policy=self._config.policy,
-        )
-
-    async def _upload(
-        self, stub: "FederationAsyncStub", finished: FinishedRound, parcel: Parcel
-    ) -> "pb.UploadState.ValueType":
-        request = pb.OpenUploadRequest(
-            run=finished.run,
-            round=finished.round,
-            base_digest=finished.base_digest,
-            manifest=parcel.manifest.to_wire(),
-            report=report_to_wire(finished.report),
-        )
-        with calling(self._config.coordinator):
-            opening = await stub.OpenUpload(request, timeout=CALL_S)
-            if opening.state != pb.UPLOAD_STATE_SEND:
-                return opening.state
-            answer = await stub.SendUpload(self._messages(opening, parcel))
-        return answer.state
-
-    async def _messages(
-        self, opening: pb.OpenUploadResponse, parcel: Parcel
-    ) -> AsyncIterator[pb.SendUploadRequest]:
-        yield pb.SendUploadRequest(upload_id=opening.upload_id)
-        size = parcel.manifest.byte_count
-        chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
-        async for chunk in chunks:
-            yield pb.SendUploadRequest(chunk=chunk)
-            self._doing("uploading", chunk.offset / size)
-
     async def _evaluate(self, stub: "FederationAsyncStub", task: EvaluateTask) -> None:
+        check_task(task, self._config.policy)
         self._tell(f"measuring the model of round {task.round}")
         model = await self._models.ensure(
             stub, self._config.coordinator, task.model_digest, task.download_encoding
@@ -237,7 +247,7 @@ class Participant:
             report = await self._worker.run(job, EvaluateReport, self._note_progress)
         if previous is not None and report.evaluations:
             await off_loop(self._outbox.note_published, previous, report.evaluations[0])
-        await self._send_figures(stub, task.run, task.round, report.evaluations)
+        await self._delivery.figures(stub, task.run, task.round, report.evaluations)
 
     async def _report(
         self,
@@ -254,23 +264,7 @@ class Participant:
         ):
             wanted = tuple(result for result in results if result.model in kinds)
             if wanted:
-                await self._send_figures(stub, run, number, wanted)
-
-    async def _send_figures(
-        self,
-        stub: "FederationAsyncStub",
-        run: str,
-        number: int,
-        results: tuple[EvaluationResult, ...],
-    ) -> None:
-        """Send figures; none is an answer too, where no query of the silo has a match."""
-        request = pb.ReportEvaluationRequest(
-            run=run,
-            round=number,
-            evaluations=[evaluation_to_wire(result) for result in results],
-        )
-        with calling(self._config.coordinator):
-            await stub.ReportEvaluation(request, timeout=CALL_S)
+                await self._delivery.figures(stub, run, number, wanted)
 
     @contextlib.asynccontextmanager
     async def _heartbeats(

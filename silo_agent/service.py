@@ -4,15 +4,32 @@ import asyncio
 import signal
 from collections.abc import Callable
 
+import msgspec
+
+from fedreid import __version__
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
 from fedreid.console import progress_shown
-from fedreid.errors import AccessDenied, ConnectionFailed, JobFailed, SiloSuspended
+from fedreid.errors import (
+    AccessDenied,
+    ConnectionFailed,
+    JobFailed,
+    PolicyRefused,
+    SiloSuspended,
+)
 from fedreid.files import held_alone
 from fedreid.jobs import Worker
 from fedreid.limits import JOB_ATTEMPTS
 from fedreid.pki.identity import JOIN_AGAIN, Identity, check_not_expired
-from silo_agent.config import Folders, identities, load_config, load_membership
+from silo_agent.config import (
+    AgentConfig,
+    Folders,
+    Membership,
+    identities,
+    load_config,
+    load_membership,
+)
+from silo_agent.egress import check_destination
 from silo_agent.rounds import Participant
 from silo_agent.trust.channel import Line, pauses_s
 from silo_agent.trust.renewal import Renewal, check_is_ours
@@ -44,13 +61,19 @@ async def _run_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    config = load_config(folders)
+    config, clock = load_config(folders), SystemClock()
+    check_destination(config.coordinator, config.policy)
+    membership = load_membership(folders)
+    audit = AuditLog(folders.audit, clock)
+    note_started(audit, config, membership)
     worker = training_worker(trainer, config.processes)
     participant = Participant(
         folders=folders,
         config=config,
-        membership=load_membership(folders),
+        membership=membership,
         worker=worker,
+        audit=audit,
+        clock=clock,
         say=say,
         show=show,
     )
@@ -65,6 +88,18 @@ async def _run_until_signal(
             task.cancel()
         await asyncio.gather(taking_part, stopped, return_exceptions=True)
         await worker.close()
+
+
+def note_started(audit: AuditLog, config: AgentConfig, membership: Membership) -> None:
+    """Write down under which policy this agent takes part."""
+    audit.append(
+        "agent.started",
+        version=__version__,
+        federation=membership.federation,
+        silo=membership.silo,
+        coordinator=config.coordinator,
+        policy=msgspec.to_builtins(config.policy),
+    )
 
 
 def training_worker(trainer: str, processes: int) -> Worker:
@@ -91,6 +126,13 @@ async def _take_part_for_ever(
             if store.load() == identity:
                 raise
             say(f"{error} Trying again with the newer identity.")
+        except PolicyRefused as refused:
+            if refused.again_at_s is None:
+                raise
+            say(str(refused))
+            # Silent until then: a silo that is not heard of is not invited, and nobody waits for
+            # an update that its policy keeps here.
+            await asyncio.sleep(max(0.0, refused.again_at_s - SystemClock().now_s()))
         except JobFailed as error:
             failed_jobs += 1
             if failed_jobs >= JOB_ATTEMPTS:

@@ -120,7 +120,7 @@ def check_fits(identity: Identity, place: Path) -> None:
         raise _broken(place, str(error)) from error
     if key_fingerprint(key) != holder.key_fingerprint:
         raise _broken(place, "the certificate is for another key")
-    if not any(_issued(authority, certificate) for authority in authorities):
+    if not any(issued_by(authority, certificate) for authority in authorities):
         raise _broken(place, "none of the authorities issued the certificate")
 
 
@@ -163,7 +163,8 @@ def renewal_due_s(holder: Holder, *, jitter: float) -> float:
     return issued_s + life_s * (RENEWAL_SHARE - RENEWAL_JITTER * jitter)
 
 
-def _issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+def issued_by(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Whether the authority's key has signed the certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
     except Exception:

@@ -39,20 +39,20 @@ def public_bytes(key: Ed25519PrivateKey) -> bytes:
 
 
 def public_pem(key: Ed25519PrivateKey) -> bytes:
-    """The same in PEM, to be handed on as a file."""
+    """The public key in PEM, for a file by which others check models."""
     return key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
 
 
-def public_key_from_pem(pem: bytes) -> bytes:
-    """The raw 32 bytes of a public key in PEM; TrustError if it is no Ed25519 key."""
+def public_from_pem(pem: bytes) -> bytes:
+    """The raw 32 bytes of a public key in PEM; TrustError if it is none."""
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise TrustError("The model key can't be read", why=str(error)) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise TrustError("The model key is no Ed25519 key")
+        raise TrustError("The model key is no Ed25519 public key")
     return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 

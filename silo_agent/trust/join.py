@@ -29,7 +29,7 @@ from fedreid.pki.certificates import (
 )
 from fedreid.pki.files import IdentityFiles
 from fedreid.pki.identity import Identity, IdentityStore
-from fedreid.pki.signing import public_key_from_pem
+from fedreid.pki.signing import public_from_pem
 from fedreid.pki.tokens import JoinToken
 from fedreid.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc
 from silo_agent.config import (
@@ -145,7 +145,7 @@ def adopt(folders: Folders, place: Path, model_key: Path, clock: Clock) -> Membe
     membership = Membership(
         federation=principal.federation,
         silo=principal.name,
-        model_key=public_key_from_pem(pem),
+        model_key=public_from_pem(pem),
     )
     make_folder(folders.root, mode=0o700)
     save_membership(folders, membership)

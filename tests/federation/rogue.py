@@ -11,6 +11,7 @@ import google_crc32c
 import numpy as np
 
 from benchmark.federation import LocalFederation
+from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
 from fedreid.contract import TrainTask
 from fedreid.limits import CHUNK_BYTES
@@ -67,7 +68,8 @@ class Rogue:
 
     async def base(self, task: TrainTask) -> Tensors:
         """The round's base model."""
-        cache = ModelCache(self._folders, load_membership(self._folders))
+        audit = AuditLog(self._folders.audit, SystemClock())
+        cache = ModelCache(self._folders, load_membership(self._folders), audit)
         held = await cache.ensure(self.stub, self.address, task.base_digest, task.download_encoding)
         with TensorFile(Path(held.path)) as file:
             return file.read_all()

@@ -15,11 +15,14 @@ from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
 from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, write_model
 from silo_agent.config import Policy
-from silo_agent.egress import Parcel, check_report, check_task, pack, shared_layout
+from silo_agent.egress import Parcel, check_task, pack
+from silo_agent.outbox import FinishedRound
 
 Tensors = dict[str, FloatArray]
 NORMS = ("bn.bias", "bn.running_mean", "bn.running_var", "bn.weight")
 POLICIES: tuple[BatchNormPolicy, ...] = ("pooled", "local", "recalibrated", "reference")
+ADDRESS = "coordinator.example:443"
+REPORT = UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4)
 SECRET = np.frombuffer(b"classifier-row-of-person-0042!!!", dtype=np.float32)
 
 
@@ -41,21 +44,35 @@ def packed(
     folder: Path,
     update: Tensors,
     *,
-    base: Tensors | None = None,
     bn: BatchNormPolicy = "pooled",
     encoding: Encoding = "fp32",
     batchnorm_statistics: bool = True,
+    policy: Policy | None = None,
+    num_images: int = 10,
 ) -> Parcel:
     path = folder / "update.safetensors"
     with path.open("wb") as stream:
         write_model(stream, update)
-    return pack(
-        folder,
-        path,
-        layout_of(backbone() if base is None else base),
+    finished = FinishedRound(
+        run="spring",
+        round=1,
+        base_digest="a" * 64,
+        base_round=0,
+        backbone=BackbonePlan(),
         bn=bn,
         encoding=encoding,
-        policy=Policy(batchnorm_statistics=batchnorm_statistics),
+        report=msgspec.structs.replace(REPORT, num_images=num_images),
+        num_identities=3,
+        evaluations=(),
+        earlier=(),
+    )
+    return pack(
+        finished,
+        folder=folder,
+        update=path,
+        base=layout_of(backbone()),
+        policy=policy or Policy(batchnorm_statistics=batchnorm_statistics),
+        destination=ADDRESS,
     )
 
 
@@ -176,15 +193,6 @@ def test_what_the_policy_keeps_does_not_leave_even_if_nobody_checked_the_task(
     assert not set(NORMS) & set(parcel.manifest.layout.names)
 
 
-def test_a_plan_that_changes_its_batch_norm_after_training_takes_nothing_more(
-    tmp_path: Path,
-) -> None:
-    base = backbone()
-    strict = Policy(batchnorm_statistics=False)
-    names = shared_layout(layout_of(base), layout_of(base), bn="local", policy=strict).names
-    assert names == ("conv.weight",)
-
-
 @pytest.mark.parametrize("missing", sorted(backbone()))
 def test_an_update_without_a_tensor_of_the_base_model_is_not_sent(
     tmp_path: Path, missing: str
@@ -214,10 +222,84 @@ def test_a_payload_file_is_private(tmp_path: Path) -> None:
     assert parcel.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_silo_with_too_few_images_sends_nothing() -> None:
-    report = UpdateReport(num_images=9, cosine_distance=0.5, train_loss=1.0, num_steps=4)
-    check_report(report, Policy(minimum_images=9))
-    with pytest.raises(PolicyRefused, match="demands at least 10"):
-        check_report(report, Policy(minimum_images=10))
-    with pytest.raises(PolicyRefused):
-        check_report(msgspec.structs.replace(report, num_images=1), Policy())
+def test_a_silo_with_too_few_images_sends_nothing(tmp_path: Path) -> None:
+    packed(tmp_path, backbone(), policy=Policy(minimum_images=10))
+    with pytest.raises(PolicyRefused, match="demands at least 11"):
+        packed(tmp_path, backbone(), policy=Policy(minimum_images=11))
+    with pytest.raises(PolicyRefused, match="1 training images"):
+        packed(tmp_path, backbone(), num_images=1)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [("conv.*",), ("bn.*", "conv"), ("CONV.*", "bn.*"), ("*.weight", "*.bias", "bn.running_mean")],
+)
+@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+def test_a_base_model_that_names_more_than_the_policy_is_not_served_at_all(
+    tmp_path: Path, patterns: tuple[str, ...], encoding: Encoding
+) -> None:
+    with pytest.raises(PolicyRefused, match=r"policy\.tensors") as refused:
+        packed(tmp_path, backbone(), encoding=encoding, policy=Policy(tensors=patterns))
+    assert refused.value.again_at_s is None
+    assert not (tmp_path / "payload").exists()
+
+
+def test_patterns_that_fit_every_name_let_the_base_models_tensors_leave_and_no_other(
+    tmp_path: Path,
+) -> None:
+    update = backbone() | {"classifier.weight": SECRET}
+    parcel = packed(tmp_path, update, policy=Policy(tensors=("conv.*", "bn.*", "classifier.*")))
+    assert set(parcel.manifest.layout.names) == backbone().keys()
+    assert SECRET.tobytes() not in leaving(parcel)
+
+
+def test_names_that_stay_here_anyway_need_no_pattern(tmp_path: Path) -> None:
+    policy = Policy(tensors=("conv.*",), batchnorm_statistics=False)
+    parcel = packed(tmp_path, backbone(), bn="local", policy=policy)
+    assert parcel.manifest.layout.names == ("conv.weight",)
+
+
+@pytest.mark.parametrize(
+    ("proposed", "allowed", "sent"),
+    [
+        ("bf16", (), "bf16"),
+        ("bf16", ("fp32", "bf16"), "bf16"),
+        ("bf16", ("fp32",), "fp32"),
+        ("fp32", ("fp32",), "fp32"),
+        ("fp32", ("bf16",), None),
+    ],
+)
+def test_the_plan_proposes_an_encoding_and_the_policy_disposes(
+    tmp_path: Path, proposed: Encoding, allowed: tuple[Encoding, ...], sent: Encoding | None
+) -> None:
+    policy = Policy(encodings=allowed)
+    if sent is None:
+        with pytest.raises(PolicyRefused, match=r"policy\.encodings"):
+            packed(tmp_path, backbone(), encoding=proposed, policy=policy)
+    else:
+        parcel = packed(tmp_path, backbone(), encoding=proposed, policy=policy)
+        assert parcel.manifest.encoding == sent
+        assert len(leaving(parcel)) == parcel.manifest.byte_count
+
+
+def test_an_update_is_packed_for_the_policys_coordinators_only(tmp_path: Path) -> None:
+    packed(tmp_path, backbone(), policy=Policy(coordinators=("other:1", ADDRESS)))
+    with pytest.raises(PolicyRefused, match=r"policy\.coordinators"):
+        packed(tmp_path, backbone(), policy=Policy(coordinators=("other:1",)))
+
+
+def test_another_architecture_than_the_policys_is_refused_before_anything_is_fetched() -> None:
+    check_task(task("pooled"), Policy(backbones=("resnet18", "resnet50")))
+    with pytest.raises(PolicyRefused, match="'resnet50'") as refused:
+        check_task(task("pooled"), Policy(backbones=("resnet18",)))
+    assert refused.value.again_at_s is None
+
+
+def test_what_the_log_keeps_is_what_the_parcel_sends(tmp_path: Path) -> None:
+    parcel = packed(tmp_path, backbone(), encoding="bf16")
+    departure = parcel.departure()
+    assert departure.payload_digest == blake3.blake3(leaving(parcel)).hexdigest()
+    assert departure.byte_count == len(leaving(parcel))
+    assert departure.names_digest == layout_of(backbone()).digest()
+    assert (departure.destination, departure.report) == (ADDRESS, REPORT)
+    assert departure.tensor_count == len(backbone())

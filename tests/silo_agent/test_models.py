@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from fedreid.audit import AuditLog, read_audit
+from fedreid.clock import SystemClock
 from fedreid.contract import Release, ReleasePayload
 from fedreid.errors import ConnectionFailed, FedreidError, SignatureRefused, StorageError
 from fedreid.files import digest_of
@@ -33,6 +35,7 @@ from silo_agent.models import ModelCache
 
 KEY = signing_key(new_signing_key_pem())
 MEMBERSHIP = Membership(federation="harbour", silo="north", model_key=public_bytes(KEY))
+CLOCK = SystemClock()
 CHUNK = 40
 Change = Callable[["FakeCoordinator"], None]
 
@@ -132,7 +135,7 @@ def folders(tmp_path: Path) -> Folders:
 def cache(folders: Folders) -> ModelCache:
     """An empty cache."""
     folders.root.mkdir()
-    return ModelCache(folders, MEMBERSHIP)
+    return ModelCache(folders, MEMBERSHIP, AuditLog(folders.audit, CLOCK))
 
 
 def fetched(cache: ModelCache, stub: FakeCoordinator, encoding: Encoding = "fp32") -> Held:
@@ -170,7 +173,7 @@ def test_a_model_held_is_known_after_a_restart(
 ) -> None:
     stub = serving(tmp_path)
     held = fetched(cache, stub)
-    assert fetched(ModelCache(folders, MEMBERSHIP), stub) == held
+    assert fetched(ModelCache(folders, MEMBERSHIP, AuditLog(folders.audit, CLOCK)), stub) == held
     assert stub.offsets == [0]
 
 
@@ -312,7 +315,7 @@ def test_an_older_version_than_one_already_taken_is_refused(
     with pytest.raises(SignatureRefused, match="version 6 was already taken"):
         fetched(cache, older)
     with pytest.raises(SignatureRefused):  # nor after a restart
-        fetched(ModelCache(folders, MEMBERSHIP), older)
+        fetched(ModelCache(folders, MEMBERSHIP, AuditLog(folders.audit, CLOCK)), older)
     fetched(cache, serving(tmp_path, version=7, seed=2))
 
 
@@ -350,7 +353,9 @@ def test_a_download_goes_on_where_the_line_broke(
     while True:
         attempts += 1
         try:
-            held = fetched(ModelCache(folders, MEMBERSHIP), stub, encoding)
+            held = fetched(
+                ModelCache(folders, MEMBERSHIP, AuditLog(folders.audit, CLOCK)), stub, encoding
+            )
         except ConnectionFailed:
             continue
         break
@@ -485,3 +490,26 @@ def test_the_newest_model_of_a_run_is_found_without_the_coordinator_wherever_the
     Path(found.path).unlink()
     older = newest_held(moved, "spring")
     assert older is not None and older.version == 1
+
+
+@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+def test_a_model_that_was_taken_is_in_the_audit_log_once(
+    folders: Folders, cache: ModelCache, encoding: Encoding
+) -> None:
+    stub = serving(folders.root, encoding=encoding)
+    for _ in range(2):
+        fetched(cache, stub, encoding)
+    (line,) = read_audit(folders.audit)
+    assert line.event == "model.taken"
+    assert line.fields["model_digest"] == stub.release.model_digest
+    assert line.fields["version"] == stub.release.version
+
+
+def test_a_model_that_was_refused_is_not_in_the_audit_log(
+    folders: Folders, cache: ModelCache
+) -> None:
+    stub = serving(folders.root)
+    stub.signature = bytes(64)
+    with pytest.raises(SignatureRefused):
+        fetched(cache, stub)
+    assert list(read_audit(folders.audit)) == []
