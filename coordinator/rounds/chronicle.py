@@ -1,13 +1,14 @@
 """What of a round goes into the audit log? Each update's fate, and how the round ended."""
 
 from coordinator.rounds.machine import (
+    Aggregated,
     Event,
     Phase,
     RoundState,
     UpdateAccepted,
     UpdateRejected,
 )
-from fedreid.audit import AuditLog
+from fedreid.audit import AuditLog, Field
 
 
 def note_opened(audit: AuditLog, state: RoundState) -> None:
@@ -23,7 +24,7 @@ def note_opened(audit: AuditLog, state: RoundState) -> None:
 
 def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundState) -> None:
     """An event has changed a round."""
-    place = {"run": after.run, "round": after.number}
+    place: dict[str, Field] = {"run": after.run, "round": after.number}
     if isinstance(event, UpdateAccepted) and len(after.updates) > len(before.updates):
         update = event.update
         audit.append(
@@ -37,12 +38,16 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
         )
     elif isinstance(event, UpdateRejected):
         audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
+    elif isinstance(event, Aggregated):
+        for silo, flags in after.flags.items():
+            norm = after.update_norms[silo]
+            audit.append("update.flagged", **place, silo=silo, flags=list(flags), update_norm=norm)
     if after.ended and not before.ended:
         _note_end(audit, after)
 
 
 def _note_end(audit: AuditLog, state: RoundState) -> None:
-    place = {"run": state.run, "round": state.number}
+    place: dict[str, Field] = {"run": state.run, "round": state.number}
     if state.phase is Phase.PUBLISHED:
         audit.append(
             "round.published", **place, model_digest=state.model_digest, weights=state.weights

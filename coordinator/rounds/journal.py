@@ -28,6 +28,7 @@ _silos = sa.Table(
     sa.Column("key_fingerprint", sa.String, nullable=False),
     sa.Column("certificate_pem", sa.LargeBinary, nullable=False),
     sa.Column("not_after_s", sa.Float, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
 )
 _tokens = sa.Table(
     "tokens",
@@ -85,10 +86,12 @@ class SiloRow(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     state: str
-    """``active``, ``left`` or ``revoked``."""
+    """``active``, ``quarantined``, ``left`` or ``revoked``."""
     key_fingerprint: str
     certificate_pem: bytes
     not_after_s: float
+    reason: str = ""
+    """Why it is in this state, for a person to read."""
 
 
 class TokenRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,10 +161,11 @@ class Journal:
         """Every registered silo, by name."""
         return [SiloRow(**row) for row in self._rows(sa.select(_silos).order_by(_silos.c.name))]
 
-    def set_silo_state(self, name: str, state: str) -> None:
+    def set_silo_state(self, name: str, state: str, reason: str = "") -> None:
         """Change whether a silo may take part; what tokens it still has are good no more."""
+        change = sa.update(_silos).where(_silos.c.name == name)
         with self._commit() as connection:
-            connection.execute(sa.update(_silos).where(_silos.c.name == name).values(state=state))
+            connection.execute(change.values(state=state, reason=reason))
             connection.execute(sa.delete(_tokens).where(_tokens.c.silo == name))
 
     def add_token(self, token: TokenRow) -> None:

@@ -11,6 +11,7 @@ from fedreid.names import FederationName, Role
 from fedreid.pki.certificates import Holder
 
 ACTIVE = "active"
+QUARANTINED = "quarantined"
 LEFT = "left"
 REVOKED = "revoked"
 
@@ -66,11 +67,13 @@ class Registry:
         """Take up a silo that the journal has just stored."""
         self._silos[row.name] = row
 
-    def set_state(self, name: str, state: str) -> None:
+    def set_state(self, name: str, state: str, reason: str = "") -> None:
         """Change a silo's state, in the journal first; blocks on the disk."""
         with self.changing:
-            self._journal.set_silo_state(name, state)
-            self._silos[name] = msgspec.structs.replace(self._silos[name], state=state)
+            self._journal.set_silo_state(name, state, reason)
+            self._silos[name] = msgspec.structs.replace(
+                self._silos[name], state=state, reason=reason
+            )
 
     def _check_silo(self, holder: Holder) -> None:
         row = self._silos.get(holder.principal.name)
@@ -84,6 +87,7 @@ class Registry:
                 f"The silo {row.name} has {row.state}"
                 if row.state == LEFT
                 else f"The silo {row.name} is {row.state}",
+                why=row.reason,
                 next_step="Ask the coordinator's operators.",
             )
         if row.key_fingerprint != holder.key_fingerprint:

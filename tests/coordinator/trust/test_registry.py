@@ -71,7 +71,7 @@ def test_a_revoked_silo_is_revoked_for_a_restarted_coordinator(
 def test_the_journal_knows_of_a_revocation_before_the_registry(
     journal: Journal, registry: Registry, north: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(name: str, state: str) -> None:
+    def fails(name: str, state: str, reason: str) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(journal, "set_silo_state", fails)
