@@ -139,7 +139,8 @@ STATISTIC_EXCESS = 5.0
 clipped: with momentum 0.1 a silo of many steps takes its own statistics on, one of few hardly."""
 
 STANDSTILL = 0.01
-"""Share of the median movement below which an update is the base model handed back."""
+"""Share of the median movement, as it is and per step, below which an update is the base model
+handed back."""
 
 COPY_COSINE = 0.95
 """Cosine with the model's last movement from which an update is a scaled copy of it: honest ones

@@ -72,22 +72,25 @@ def judge(
     """
     silos_K = [contribution.silo for contribution in contributions_K]
     flags_K: list[set[Flag]] = [set() for _ in silos_K]
+    comparable = len(silos_K) >= _SILOS_TO_COMPARE and plan.clustering == "none"
     excess_K = np.ones(len(silos_K))
     believed_K = [contribution.cosine_distance for contribution in contributions_K]
     if plan.clustering == "none":
-        _mark(flags_K, "free_rider", _free_riders(movement))
-        if len(silos_K) >= _SILOS_TO_COMPARE:
-            excess_K = _excess(movement.norms_K, [c.num_steps for c in contributions_K])
-            far = excess_K > OUTLIER_EXCESS
-            _mark(flags_K, "outlier", far | _against(movement, far))
-            if plan.clip_norm_ratio:
-                _mark(flags_K, "clipped", excess_K > plan.clip_norm_ratio)
-            typical_K = _medians_of_others(believed_K)
-            odd_K = np.array(believed_K) > DISTANCE_EXCESS * typical_K * np.maximum(1.0, excess_K)
-            odd_K &= typical_K > 0.0
-            _mark(flags_K, "distance", odd_K)
-            if plan.screen:
-                believed_K = [float(d) for d in np.where(odd_K, typical_K, believed_K)]
+        _mark(flags_K, "free_rider", (movement.norms_K == 0.0) | _copies(movement))
+    if comparable:
+        ratios_2K = _ratios(movement.norms_K, [c.num_steps for c in contributions_K])
+        excess_K = ratios_2K.min(axis=0)
+        far_K = excess_K > OUTLIER_EXCESS
+        _mark(flags_K, "outlier", far_K | _against(movement, far_K))
+        _mark(flags_K, "free_rider", ratios_2K.max(axis=0) < STANDSTILL)
+        if plan.clip_norm_ratio:
+            _mark(flags_K, "clipped", excess_K > plan.clip_norm_ratio)
+        typical_K = _medians_of_others(believed_K)
+        odd_K = np.array(believed_K) > DISTANCE_EXCESS * typical_K * np.maximum(1.0, excess_K)
+        odd_K &= typical_K > 0.0
+        _mark(flags_K, "distance", odd_K)
+        if plan.screen:
+            believed_K = [float(d) for d in np.where(odd_K, typical_K, believed_K)]
     return Judgement(
         counted=tuple(
             msgspec.structs.replace(contribution, cosine_distance=distance)
@@ -108,14 +111,13 @@ def _mark(flags_K: list[set[Flag]], flag: Flag, odd_K: npt.NDArray[np.bool_]) ->
             flags.add(flag)
 
 
-def _excess(norms_K: DoubleArray, steps_K: Sequence[int]) -> DoubleArray:
-    """How many times further than the median each update has moved, as it is or per step."""
+def _ratios(norms_K: DoubleArray, steps_K: Sequence[int]) -> DoubleArray:
+    """How many times as far as the median each update has moved, as it is and per step."""
     per_step_K = norms_K / np.array(steps_K, dtype=np.float64)
     middle, middle_per_step = np.median(norms_K), np.median(per_step_K)
     if middle == 0.0:  # most have not moved at all: there is nothing to compare with
-        return np.ones(len(norms_K))
-    excess_K: DoubleArray = np.minimum(norms_K / middle, per_step_K / middle_per_step)
-    return excess_K
+        return np.ones((2, len(norms_K)))
+    return np.stack([norms_K / middle, per_step_K / middle_per_step])
 
 
 def _against(movement: Movement, far_K: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -137,19 +139,17 @@ def _against(movement: Movement, far_K: npt.NDArray[np.bool_]) -> npt.NDArray[np
     return against_K
 
 
-def _free_riders(movement: Movement) -> npt.NDArray[np.bool_]:
-    """Whether an update is no work: the base, the last movement again, or another's update."""
+def _copies(movement: Movement) -> npt.NDArray[np.bool_]:
+    """Whether an update is the last movement of the model again, or another silo's update."""
     norms_K = movement.norms_K
     count = len(norms_K)
-    idle_K = norms_K <= STANDSTILL * np.median(norms_K)
     copies_K = np.array([abs(movement.cosine_along(k)) > COPY_COSINE for k in range(count)])
     for i, j in combinations(range(count), 2):
         apart = movement.products_KK[i, i] + movement.products_KK[j, j]
         apart -= 2.0 * movement.products_KK[i, j]
         if norms_K[i] > 0.0 and apart <= _SAME * movement.products_KK[i, i]:
             copies_K[[i, j]] = True
-    odd_K: npt.NDArray[np.bool_] = idle_K | copies_K
-    return odd_K
+    return copies_K
 
 
 def _medians_of_others(values_K: Sequence[float]) -> DoubleArray:
