@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from coordinator.learning.jobs import Contribution
@@ -191,7 +191,7 @@ def test_the_base_model_handed_back_is_a_free_riders() -> None:
 @pytest.mark.parametrize("factor", [1.0, 0.1, 3.0, -0.5])
 def test_the_last_movement_of_the_model_again_is_a_free_riders(factor: float) -> None:
     changes_KD = honest(4)
-    moved_D = np.random.default_rng(9).normal(size=changes_KD.shape[1])
+    moved_D: DoubleArray = np.random.default_rng(9).normal(size=(changes_KD.shape[1],))
     changes_KD[3] = factor * moved_D / 70.0  # about as long as the others
     flags = judged(changes_KD, moved_D=moved_D).flags
     assert set(flags) == {"silo-3"} and "free_rider" in flags["silo-3"]
@@ -213,6 +213,7 @@ def test_one_update_sent_by_two_is_a_free_riders_and_both_are_flagged(count: int
 # Any round
 
 
+@settings(deadline=None)
 @given(
     lengths=some.lists(some.just(0.0) | some.floats(1e-6, 1e6), min_size=1, max_size=8),
     turned=some.sets(some.integers(0, 7)),
