@@ -29,6 +29,7 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
+from benchmark.attack import Attack
 from benchmark.cells import CellKind, ScenarioKind, Transport
 from fedreid.datasets.layouts import REPEATS
 from fedreid.datasets.synthetic import SyntheticSpec
@@ -104,6 +105,8 @@ class MethodSpec(Section, frozen=True, kw_only=True):
     plan: str
     """File beside the bench file, or one of benchmark/plans."""
     kind: CellKind = "federated"
+    attack: Attack | None = None
+    """A silo that wants to do harm; only in one process, where updates can be got at."""
     override: Tree = msgspec.field(default_factory=dict)
     """Keys of the plan, section by section."""
 
@@ -230,6 +233,13 @@ def _check(bench: Bench) -> None:
             raise PlanRefused(f"The bench needs {what}s with names of their own")
         for name in names:
             check_label(name, what=f"{what} name")
+    for method in bench.methods:
+        if method.attack and (method.kind, bench.transport) != ("federated", "local"):
+            raise PlanRefused(
+                f"The method {method.name} has an attack, which only a federation in one process "
+                "can have",
+                next_step='Leave kind out, and set transport = "local".',
+            )
     check_label(bench.name, what="bench name")
     if (bench.generated is None) == (not bench.datasets):
         raise PlanRefused("A bench has either [generated] silos or [datasets]")

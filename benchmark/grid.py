@@ -29,6 +29,7 @@ import msgspec
 import tomli_w
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmark.attack import tampering
 from benchmark.bench import Bench, MethodSpec, ScenarioSpec, method_plan
 from benchmark.cells import (
     BENCH_NAME,
@@ -324,6 +325,7 @@ def _measured(cell: Cell) -> CellResult:
             federation=cell.bench,
             plan=cell.plan,
             silos=scenario.silos,
+            tamper=tampering(cell.method.attack) if cell.method.attack else None,
         ).run()
     return CellResult(
         bench=cell.bench,

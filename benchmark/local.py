@@ -33,7 +33,7 @@ from coordinator.rounds.machine import (
 )
 from coordinator.rounds.tasks import evaluate_task, train_task
 from coordinator.rounds.validation import check_manifest, check_values
-from fedreid.contract import EvaluationResult, TrainTask
+from fedreid.contract import EvaluationResult, TrainTask, UpdateReport
 from fedreid.errors import RunError, storage_errors
 from fedreid.files import digest_of, make_folder, remove_folder, replacing, write_bytes
 from fedreid.jobs import Job, Progress, ReportT
@@ -48,6 +48,8 @@ from silo_agent.learning.worker import SiloWorker, make_deterministic
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 
 PROGRESS_NAME = "progress.json"
+Tamper = Callable[[str, Path, Path, UpdateReport], UpdateReport]
+"""Given silo, its update's file, the base model and the report: changes the file and the report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +101,12 @@ class LocalRun:
         plan: Plan,
         silos: Mapping[str, SiloFolder],
         tests: Mapping[str, SiloFolder] | None = None,
+        tamper: Tamper | None = None,
     ) -> None:
         """Prepare a run below ``root``; one of the same plan that was interrupted goes on.
 
-        ``tests`` names the test sets of the global model, by default those of the silos.
+        ``tests`` names the test sets of the global model, by default those of the silos;
+        ``tamper`` changes what a silo sends, as a silo that is not honest would.
         """
         self._root = root
         self._federation = federation
@@ -110,6 +114,7 @@ class LocalRun:
         self._silos = dict(sorted(silos.items()))
         self._tests = dict(sorted((silos if tests is None else tests).items()))
         self._folders = Folders(root / "coordinator")
+        self._tamper = tamper
         self._workers = {name: SiloWorker() for name in {*self._silos, *self._tests}}
         self._outboxes = {
             name: Outbox(agent.Folders(make_folder(root / name))) for name in self._silos
@@ -211,13 +216,13 @@ class LocalRun:
         if finished is None:
             finished = self._train(task, silo, self._downloaded(state.base_of(silo)))
         parcel = self._packed(finished, outbox.folder(finished), state, silo)
-        self._deliver(parcel, state, silo)
+        report = self._deliver(parcel, state, silo, finished.report)
         outbox.remove_before(finished)
         update = Accepted(
             silo=silo,
             payload_digest=parcel.manifest.payload_digest,
             size_bytes=parcel.manifest.byte_count,
-            report=finished.report.checked(),
+            report=report.checked(),
         )
         accepted = self._next(state, UpdateAccepted(update=update))
         return accepted, finished.evaluations, parcel.manifest.byte_count
@@ -256,7 +261,9 @@ class LocalRun:
             destination="",
         )
 
-    def _deliver(self, parcel: Parcel, state: RoundState, silo: str) -> None:
+    def _deliver(
+        self, parcel: Parcel, state: RoundState, silo: str, report: UpdateReport
+    ) -> UpdateReport:
         manifest = parcel.manifest
         target = orders.update_path(self._folders, state, silo)
         check_manifest(manifest, self._layout(state.base_of(silo)), self._plan.aggregation.bn)
@@ -264,8 +271,11 @@ class LocalRun:
             payload.seek(parcel.start)
             decode(payload, manifest.layout, manifest.encoding, stream)
         base = orders.model_path(self._folders, Digest(state.base_of(silo)))
+        if self._tamper is not None:
+            report = self._tamper(silo, target, base, report)
         with TensorFile(target) as update, TensorFile(base) as before:
             check_values(update, before, self._plan.validation)
+        return report
 
     def _downloaded(self, digest: str) -> Path:
         """A silo's copy of a published model, as the wire would give it."""
@@ -315,7 +325,7 @@ class LocalRun:
             self._folders, state, self._plan, self._federation, clusters
         ):
             self._do(part, jobs.AggregateReport)
-        return Aggregated(weights=report.weights, update_norm=report.update_norm, clusters=clusters)
+        return orders.aggregated(report, clusters)
 
     def _do(self, job: Job, returns: type[ReportT]) -> ReportT:
         report = HANDLERS[type(job)](job, _unheard)

@@ -237,6 +237,15 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         async for chunk in self._models.chunks(digest, "fp32", 0):
             yield admin_pb2.ExportModelResponse(chunk=chunk)
 
+    async def RollBackModel(  # noqa: N802
+        self, request: admin_pb2.RollBackModelRequest, context: Any
+    ) -> admin_pb2.RollBackModelResponse:
+        """Publish an earlier model again."""
+        model = await self._conductor.roll_back(request.version, calling_admin())
+        return admin_pb2.RollBackModelResponse(
+            model=federation_pb2.Release.FromString(model.release)
+        )
+
     def _run_name(self, asked: str) -> str:
         if asked:
             return asked
@@ -257,6 +266,8 @@ def _summary(state: RoundState) -> admin_pb2.RoundSummary:
                 report=report_to_wire(update.report),
                 weight=state.weights.get(update.silo, 0.0),
                 payload_digest=update.payload_digest,
+                update_norm=state.update_norms.get(update.silo, 0.0),
+                flags=state.flags.get(update.silo, ()),
             )
             for update in state.updates
         ],
@@ -266,4 +277,6 @@ def _summary(state: RoundState) -> admin_pb2.RoundSummary:
         distillation_loss_before=state.loss_before,
         distillation_loss_after=state.loss_after,
         update_norm=state.update_norm,
+        gate_map=state.gate_map,
+        gate_best_map=state.gate_best_map if state.gate_map is not None else None,
     )

@@ -335,6 +335,21 @@ def model_list(data: Data, coordinator: Address = None, as_json: Json = False) -
     print_table("Models", ("version", "run", "round", "digest"), rows)
 
 
+@model_app.command("rollback")
+def model_rollback(
+    version: Annotated[int, typer.Argument(help="The model's version.")],
+    data: Data,
+    coordinator: Address = None,
+) -> None:
+    """Publish an earlier model again; the round under way is given up, the next starts from it."""
+    from coordinator.client import admin_of
+    from fedreid.v1 import admin_pb2
+
+    with admin_of(data, coordinator) as admin:
+        model = admin.RollBackModel(admin_pb2.RollBackModelRequest(version=version)).model
+    say(f"model {version} is published again as {model.version}")
+
+
 @model_app.command("export")
 def model_export(
     out_file: Annotated[Path, typer.Argument(help="Where to write the .safetensors file.")],

@@ -4,8 +4,11 @@ Names and labels follow one rule: a label's values are a closed set, or bounded 
 (``silo``); never a round, digest, address or person.
 """
 
+from typing import get_args
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from coordinator.learning.jobs import Flag
 from coordinator.rounds.machine import Phase, RoundState
 from fedreid.errors import Refusal
 
@@ -27,6 +30,9 @@ ROUND_PHASE = Histogram(
 UPDATES_REJECTED = Counter(
     "fedreid_updates_rejected_total", "Updates that did not count, by reason.", ["reason"]
 )
+UPDATES_FLAGGED = Counter(
+    "fedreid_updates_flagged_total", "Updates that look wrong, by what is wrong.", ["flag"]
+)
 INTAKE_BYTES = Counter("fedreid_intake_bytes_total", "Payload bytes received in updates.")
 SILO_UPDATES = Counter(
     "fedreid_silo_updates_total", "Updates by silo (bounded by the registry).", ["silo", "outcome"]
@@ -45,6 +51,8 @@ DISTILLATION_LOSS = Gauge(
 
 for _reason in Refusal:
     UPDATES_REJECTED.labels(_reason.value)
+for _flag in get_args(Flag):
+    UPDATES_FLAGGED.labels(_flag)
 for _outcome in ("published", "skipped", "failed"):
     ROUNDS.labels(_outcome)
 for _outcome in ("issued", "refused"):
@@ -60,6 +68,9 @@ def note_round(state: RoundState, now_s: float) -> None:
         ROUND_PHASE.labels(phase).observe(seconds)
     for update in state.updates:
         SILO_DISTANCE.labels(update.silo).set(update.report.cosine_distance)
+    for flags in state.flags.values():
+        for flag in flags:
+            UPDATES_FLAGGED.labels(flag).inc()
     for silo, weight in state.weights.items():
         SILO_WEIGHT.labels(silo).set(weight)
     if state.phase is Phase.PUBLISHED:

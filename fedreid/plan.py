@@ -21,6 +21,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 Weighting = Literal["cosine", "samples", "uniform", "blend"]
 BatchNormPolicy = Literal["pooled", "local", "recalibrated", "reference"]
+Combine = Literal["mean", "median", "trimmed_mean"]
 Encoding = Literal["fp32", "bf16"]
 MixedPrecision = Literal["off", "bf16", "fp16"]
 
@@ -115,6 +116,17 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
     distance_power: NonNegative = 1.0
     max_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Largest share of one silo where more than two take part."""
+    combine: Combine = "mean"
+    """``median`` and ``trimmed_mean`` of each value by itself bear silos that lie, and give all
+    the same say: they need ``weighting = "uniform"``."""
+    trim: Annotated[float, Meta(ge=0, lt=0.5)] = 0.2
+    """``trimmed_mean``: share of the silos, rounded up, left out at either end."""
+    clip_norm_ratio: NonNegative = 2.0
+    """An update that moves more than so many times as far as the median of three or more, both as
+    it is and per step, is shortened to that; 0 = never."""
+    screen: bool = True
+    """Give no share to an update that is an outlier, and do not believe a cosine distance that
+    does not fit the others; where three or more silos take part."""
     normalisation: Literal["none", "fednova"] = "none"
     """``fednova``: a silo that makes more steps moves the model no further for it."""
     server_learning_rate: Positive = 1.0
@@ -134,6 +146,25 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
             raise ValueError(
                 "clustering gives silos different base models, so it can't be combined with "
                 "normalisation, server_learning_rate or server_momentum"
+            )
+        if self.clustering != "none" and (self.clip_norm_ratio or self.screen):
+            raise ValueError(
+                "clustering gives silos different base models, so their updates can't be compared: "
+                "set clip_norm_ratio = 0 and screen = false with it"
+            )
+        if self.combine != "mean" and self.weighting != "uniform":
+            raise ValueError(
+                f"{self.combine} gives every silo the same say: set weighting = 'uniform' with it"
+            )
+        if self.combine != "mean" and self.normalisation != "none":
+            raise ValueError(
+                f"{self.combine} compares the silos' values themselves, and normalisation = "
+                f"'{self.normalisation}' changes them by what the silos report: leave it out"
+            )
+        if self.combine != "mean" and self.bn == "reference":
+            raise ValueError(
+                f"bn = 'reference' takes the statistics of one silo, whatever {self.combine} is "
+                "for: choose another bn"
             )
 
 
@@ -198,6 +229,9 @@ class ValidationPlan(Section, frozen=True, kw_only=True):
     """Largest ‖w_k − w_t‖ / ‖w_t‖ over all learned tensors."""
     max_absolute_value: Positive = 1e6
     """Largest magnitude of any value."""
+    quarantine_rounds: Annotated[int, Meta(ge=0)] = 0
+    """Updates in a row that are an outlier, a free rider's or of an odd cosine distance, after
+    which their silo is kept out until an administrator lets it in; 0 = never."""
 
 
 class EvaluationPlan(Section, frozen=True, kw_only=True):
@@ -209,6 +243,13 @@ class EvaluationPlan(Section, frozen=True, kw_only=True):
     """Train and measure the silo's own baseline beside the federation."""
     folder: str = ""
     """A labelled test set of the coordinator's own (layout market1501); empty = none."""
+    gate_drop: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """Points of mAP on ``folder`` by which a model may lie below the run's best; one that lies
+    lower is not published and its round has failed. 0 = no gate."""
+
+    def __post_init__(self) -> None:
+        if self.gate_drop and not self.folder:
+            raise ValueError("gate_drop needs a test set: set folder, or leave it out")
 
 
 class Plan(Section, frozen=True, kw_only=True):

@@ -1,114 +1,121 @@
 """How do the silos' updates of a round become one model?
 
-FedPav (MM'20 §4): w ← Σ_k p_k · w_k over the silos in sorted order, summed in float64 and cast
-to fp32 once. Every other method here gives the same files other factors, and the base model w_t
-(and the one before it) a factor too; the factors of all always sum to 1::
+First each update is judged beside the others (``suspicion``): one that is far off is shortened or
+gets no share. What counts is then combined value by value, and the coordinator takes a step::
 
-    FedNova (Wang et al. 2020)    w ← w_t + τ Σ_k p_k (w_k − w_t)/τ_k       τ = Σ_k p_k τ_k
-    server step (FedOpt)          w ← w_t + η Σ_k p_k (w_k − w_t)
-    server momentum (FedAvgM)     …  + β (w_t − w_{t−1})                    heavy-ball form
+    mean (FedPav, MM'20 §4)       c = Σ_k p_k · w_k
+    median, trimmed_mean          of the silos' values, all with the same say (Yin et al. 2018)
+    FedNova (Wang et al. 2020)    w_k ← w_t + (w_k − w_t) · τ/τ_k before it     τ = Σ_k p_k τ_k
+    server step (FedOpt)          w ← w_t + η (c − w_t)
+    server momentum (FedAvgM)     …  + β (w_t − w_{t−1})                        heavy-ball form
 
 The heavy-ball form of momentum needs no state beside the published models, so a restarted
-coordinator has nothing to lose; what distillation moved counts as movement too.
-Running statistics are no steps: they are always pooled by p_k. BatchNorm policies: reid-spec §4.
-Files are walked tensor by tensor and block by block, so memory grows neither with the number of
-silos nor with the model; one descriptor stays open per silo.
+coordinator has nothing to lose; what distillation moved counts as movement too. Running statistics
+take no steps. A variance is combined around the combined mean, σ²_k + (μ_k − μ)², which is the law
+of total variance for the mean and can't be negative for any of the three. BatchNorm policies:
+reid-spec §4. Sums run over the silos in sorted order, in float64, and are cast to fp32 once.
 
-Letters: K silos, B values of one block, C channels of one BatchNorm layer.
+Letters: K silos, B values of one block.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 
 from coordinator.learning.jobs import AggregateJob, AggregateReport, Contribution
+from coordinator.learning.movement import DoubleArray, measure
 from coordinator.learning.shares import falls_back, shares
-from fedreid.errors import Refusal, UpdateRefused
+from coordinator.learning.side_by_side import Opened, RoundFiles, opened_round
+from coordinator.learning.suspicion import Judgement, judge
 from fedreid.files import replacing
 from fedreid.jobs import Progress, ProgressSink
-from fedreid.limits import MIB
 from fedreid.plan import AggregationPlan
-from fedreid.wire.tensors import (
-    FloatArray,
-    TensorFile,
-    TensorSpec,
-    batch_norm_names,
-    is_statistic,
-)
-
-DoubleArray = npt.NDArray[np.float64]
-
-# A whole tensor summed at once costs float64 temporaries twice its size; blocks cost 20 MiB.
-_BLOCK_VALUES = 1 * MIB
+from fedreid.wire.tensors import FloatArray, TensorSpec, is_statistic
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
+_ROUNDING = 1e-9  # 0.3 of 10 silos are 3, whatever the product of floats says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Update:
-    """One silo's file, opened, with its share and where each tensor lies in it."""
+    """One silo's file and how it counts."""
 
-    silo: str
+    opened: Opened
     share: float
-    """Its factor: p_k, or what the method makes of it."""
-    file: TensorFile
-    offsets: dict[str, int]
-    norm: float = 1.0
-    """τ_k of FedNova: the length of the silo's path in gradient steps."""
+    """p_k."""
+    path_length: float
+    """τ_k of FedNova: the length of the silo's path in gradient steps; 1 without it."""
+    scale: float
+    """What the change of the learned tensors is multiplied by."""
+    statistic_scales: dict[str, float]
+    """The same for each running statistic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Round:
-    """All files of one aggregation."""
+    """All that an aggregate follows from."""
 
-    base: _Update
-    previous: _Update | None
-    """The model before the base, where momentum needs it."""
+    files: RoundFiles
     updates_K: list[_Update]
+    """Those that count, sorted by silo."""
     plan: AggregationPlan
     seed: int
 
 
 def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
-    """Write the weighted mean of the round's updates as a canonical tensor file.
+    """Write what the round's updates make together as a canonical tensor file.
 
     Raises:
         UpdateRefused: an update whose tensors do not fit the base, or an inadmissible weight.
         StorageError: a file that is damaged, or a disk that is full.
     """
-    weights = shares(job.contributions, job.aggregation)
+    contributions_K = sorted(job.contributions, key=lambda contribution: contribution.silo)
     with ExitStack() as stack:
+        files = opened_round(stack, job)
+        movement = measure(files, progress)
+        judgement = judge(contributions_K, movement, job.aggregation)
+        weights = shares(judgement.counted, job.aggregation)
         opened = _Round(
-            base=_opened(stack, "", job.base, 0.0),
-            previous=_opened(stack, "", job.previous, 0.0) if job.previous else None,
-            updates_K=[
-                replace(_opened(stack, c.silo, c.path, weights[c.silo]), norm=_path_length(c, job))
-                for c in sorted(job.contributions, key=lambda contribution: contribution.silo)
-            ],
+            files=files,
+            updates_K=_updates(files, job, judgement, weights),
             plan=job.aggregation,
             seed=job.seed,
         )
-        for update in opened.updates_K:
-            _check_layout(update, opened.base, job.aggregation)
         with replacing(Path(job.out)) as stream:
             squared = _write(stream, opened, progress)
     return AggregateReport(
-        weights=weights,
+        weights={c.silo: weights.get(c.silo, 0.0) for c in contributions_K},
         all_distances_zero=falls_back(job.contributions, job.aggregation),
         update_norm=math.sqrt(squared),
+        update_norms={
+            c.silo: float(norm) for c, norm in zip(contributions_K, movement.norms_K, strict=True)
+        },
+        flags=judgement.flags,
     )
 
 
-def _opened(stack: ExitStack, silo: str, path: str, share: float) -> _Update:
-    file = stack.enter_context(TensorFile(Path(path)))
-    offsets = {spec.name: offset for spec, offset in file.layout.offsets()}
-    return _Update(silo=silo, share=share, file=file, offsets=offsets)
+def _updates(
+    files: RoundFiles, job: AggregateJob, judgement: Judgement, weights: dict[str, float]
+) -> list[_Update]:
+    counted = {contribution.silo: contribution for contribution in judgement.counted}
+    return [
+        _Update(
+            opened=opened,
+            share=weights[opened.silo],
+            path_length=_path_length(counted[opened.silo], job),
+            scale=judgement.scales[opened.silo],
+            statistic_scales={
+                name: scales[opened.silo] for name, scales in judgement.statistic_scales.items()
+            },
+        )
+        for opened in files.updates_K
+        if opened.silo in counted
+    ]
 
 
 def _path_length(contribution: Contribution, job: AggregateJob) -> float:
@@ -127,118 +134,128 @@ def _path_length(contribution: Contribution, job: AggregateJob) -> float:
     return (steps - forgotten) / (1.0 - momentum)
 
 
-def _check_layout(update: _Update, base: _Update, plan: AggregationPlan) -> None:
-    """All of the base's tensors and no other; under ``local`` BatchNorm ones may be missing."""
-    expected, sent = frozenset(base.file.layout.specs), frozenset(update.file.layout.specs)
-    names = base.file.layout.names
-    optional = batch_norm_names(names) if plan.bn == "local" else frozenset()
-    missing = {spec.name for spec in expected - sent} - optional
-    odd = sorted(missing | {spec.name for spec in sent - expected})
-    if odd:
-        raise UpdateRefused(
-            Refusal.TENSOR_NAMES,
-            f"The update of {update.silo} does not fit the base model: {odd[0]!r} differs",
-        )
-
-
 def _write(stream: IO[bytes], opened: _Round, progress: ProgressSink) -> float:
     """Write header and tensors; returns ‖aggregate − base‖² over learned tensors."""
-    base = opened.base
-    specs = base.file.layout.specs
+    base = opened.files.base
+    specs = opened.files.specs
     stream.write(base.file.layout.header())
     squared = 0.0
     for done, spec in enumerate(specs, start=1):
         for at, values_B in _blocks(spec, opened):
             stream.write(values_B.data.cast("B"))
             if not is_statistic(spec.name):
-                squared += _squared_distance(values_B, _read(base, spec.name, at, values_B.size))
+                squared += _squared_distance(values_B, base.read(spec.name, at, values_B.size))
         progress(Progress(phase="aggregating", done=done, total=len(specs)))
     return squared
 
 
 def _blocks(spec: TensorSpec, opened: _Round) -> Iterator[tuple[int, FloatArray]]:
     """The aggregate of one tensor, block by block, each with its first index."""
-    terms = _terms(spec.name, opened)
-    combine = _pooled_variance if spec.name.endswith(_VARIANCE) else _mean
-    for at in range(0, spec.elements, _BLOCK_VALUES):
-        size = min(_BLOCK_VALUES, spec.elements - at)
-        yield at, combine(spec.name, terms, at, size).astype(np.float32)
+    senders = _senders(spec.name, opened)
+    for at, size in opened.files.blocks(spec):
+        if not senders:  # policy ``local``, and no silo may send this one: the base's stays
+            yield at, opened.files.base.read(spec.name, at, size)
+        elif spec.name.endswith(_VARIANCE):
+            yield at, _variance(spec.name, senders, opened, at, size).astype(np.float32)
+        else:
+            values_B = _combined(_values(spec.name, senders, opened, at, size), senders, opened)
+            if not is_statistic(spec.name):
+                values_B = _stepped(spec.name, values_B, opened, at)
+            yield at, values_B.astype(np.float32)
 
 
-def _terms(name: str, opened: _Round) -> list[_Update]:
-    """The files whose weighted sum is the aggregate of a tensor; their factors sum to 1."""
-    senders = _senders(name, opened.updates_K)
-    if not senders:  # policy ``local``, and no silo may send this one: the base's stays
-        return [replace(opened.base, share=1.0)]
-    if not is_statistic(name):
-        return _stepped(senders, opened)
-    if opened.plan.bn == "reference":  # the reference's order of silos is another in each round
-        return [replace(senders[opened.seed % len(senders)], share=1.0)]
-    return senders
-
-
-def _stepped(senders: list[_Update], opened: _Round) -> list[_Update]:
-    """The senders with the method's factors; the base and the one before it take up the rest."""
-    plan = opened.plan
-    step = plan.server_learning_rate
-    if plan.normalisation == "fednova":
-        mean_norm = sum(update.share * update.norm for update in senders)
-        senders = [replace(u, share=u.share * mean_norm / u.norm) for u in senders]
-    terms = [replace(u, share=u.share * step) for u in senders] if step != 1.0 else list(senders)
-    if plan.normalisation == "none" and step == 1.0 and opened.previous is None:
-        return terms  # FedPav: the base has no part in it
-    left = 1.0 - sum(update.share for update in terms)
-    if opened.previous is None:
-        return [replace(opened.base, share=left), *terms]
-    momentum = plan.server_momentum
-    return [
-        replace(opened.base, share=left + momentum),
-        replace(opened.previous, share=-momentum),
-        *terms,
-    ]
-
-
-def _senders(name: str, updates_K: list[_Update]) -> list[_Update]:
-    """The updates that carry a tensor, their shares scaled to sum to 1.
+def _senders(name: str, opened: _Round) -> list[_Update]:
+    """The updates that carry a tensor, as they count for it; their shares sum to 1.
 
     A mean and a variance count only together: the pooled variance needs both.
     """
     layer = name.removesuffix(_MEAN).removesuffix(_VARIANCE)
     needed = (layer + _MEAN, layer + _VARIANCE) if is_statistic(name) else (name,)
-    sent = [update for update in updates_K if all(part in update.offsets for part in needed)]
-    if len(sent) == len(updates_K):
-        return sent  # as they are: dividing by a sum of nearly 1 would only round
-    total = sum(update.share for update in sent)
-    return [replace(u, share=u.share / total if total > 0.0 else 1.0 / len(sent)) for u in sent]
+    sent = [u for u in opened.updates_K if all(part in u.opened.offsets for part in needed)]
+    if len(sent) < len(opened.updates_K):  # else as they are: dividing by nearly 1 would only round
+        total = sum(update.share for update in sent)
+        sent = [replace(u, share=u.share / total if total > 0.0 else 1 / len(sent)) for u in sent]
+    if is_statistic(name) and sent and opened.plan.bn == "reference":
+        # the reference's order of silos is another in each round
+        return [replace(sent[opened.seed % len(sent)], share=1.0)]
+    if opened.plan.normalisation == "fednova":
+        mean_length = sum(update.share * update.path_length for update in sent)
+        return [replace(u, scale=u.scale * mean_length / u.path_length) for u in sent]
+    return sent
 
 
-def _mean(name: str, senders: list[_Update], at: int, size: int) -> DoubleArray:
-    """Σ_k p_k · w_k."""
-    sum_B = np.zeros(size)
-    term_B = np.empty(size)
+def _values(
+    name: str, senders: Sequence[_Update], opened: _Round, at: int, size: int
+) -> Iterator[FloatArray | DoubleArray]:
+    """Each sender's values of one block, with its change scaled as it counts."""
     for update in senders:
-        np.multiply(_read(update, name, at, size), update.share, out=term_B, dtype=np.float64)
-        sum_B += term_B
+        values_B = update.opened.read(name, at, size)
+        scale = update.statistic_scales[name] if is_statistic(name) else update.scale
+        if scale == 1.0:
+            yield values_B
+        else:
+            base_B = opened.files.base.read(name, at, size).astype(np.float64)
+            yield base_B + scale * (values_B - base_B)
+
+
+def _combined(
+    values_KB: Iterator[FloatArray | DoubleArray], senders: Sequence[_Update], opened: _Round
+) -> DoubleArray:
+    """The mean by share, or the median or trimmed mean of all alike."""
+    if opened.plan.combine == "mean":
+        return _mean(values_KB, senders)
+    sorted_KB = np.sort(np.array(list(values_KB), dtype=np.float64), axis=0)
+    cut = _cut(len(senders), opened.plan)
+    middle_B: DoubleArray = sorted_KB[cut : len(senders) - cut].mean(axis=0)
+    return middle_B
+
+
+def _mean(values_KB: Iterator[FloatArray | DoubleArray], senders: Sequence[_Update]) -> DoubleArray:
+    """Σ_k p_k · w_k, one silo at a time."""
+    sum_B = np.zeros(())
+    for update, values_B in zip(senders, values_KB, strict=True):
+        sum_B = sum_B + np.multiply(values_B, update.share, dtype=np.float64)
     return sum_B
 
 
-def _pooled_variance(name: str, senders: list[_Update], at: int, size: int) -> DoubleArray:
-    """Law of total variance: Σ p_k σ²_k + Σ p_k (μ_k − mean)².
+def _cut(silos: int, plan: AggregationPlan) -> int:
+    """How many of the smallest and of the largest values do not count; one or two always do."""
+    most = (silos - 1) // 2
+    if plan.combine == "median":
+        return most
+    return min(most, math.ceil(plan.trim * silos - _ROUNDING))
 
-    Equal to reid-spec §4's Σ p_k (σ²_k + μ_k²) − mean², but nothing cancels, so it is never < 0.
+
+def _stepped(name: str, values_B: DoubleArray, opened: _Round, at: int) -> DoubleArray:
+    """The coordinator's step from the base towards the combined values, and its momentum."""
+    plan, files = opened.plan, opened.files
+    momentum = plan.server_momentum if files.previous is not None else 0.0
+    if plan.server_learning_rate == 1.0 and momentum == 0.0:
+        return values_B  # FedPav: the base has no part in it
+    base_B = files.base.read(name, at, values_B.size).astype(np.float64)
+    stepped_B: DoubleArray = base_B + plan.server_learning_rate * (values_B - base_B)
+    if momentum and files.previous is not None:
+        stepped_B += momentum * (base_B - files.previous.read(name, at, values_B.size))
+    return stepped_B
+
+
+def _variance(
+    name: str, senders: Sequence[_Update], opened: _Round, at: int, size: int
+) -> DoubleArray:
+    """Combined from σ²_k + (μ_k − μ)², where μ is the combined mean.
+
+    For the mean this is the law of total variance, equal to reid-spec §4's
+    Σ p_k (σ²_k + μ_k²) − μ², but nothing cancels, so it is never < 0.
     """
     mean_name = name.removesuffix(_VARIANCE) + _MEAN
-    mean_C = _mean(mean_name, senders, at, size)
-    variance_C = _mean(name, senders, at, size)
-    for update in senders:
-        variance_C += update.share * (_read(update, mean_name, at, size) - mean_C) ** 2
-    return variance_C
-
-
-def _read(update: _Update, name: str, at: int, size: int) -> FloatArray:
-    values_B = np.empty(size, dtype=np.float32)
-    update.file.read_into(update.offsets[name] + at * values_B.itemsize, values_B.data.cast("B"))
-    return values_B
+    mean_B = _combined(_values(mean_name, senders, opened, at, size), senders, opened)
+    means_KB = _values(mean_name, senders, opened, at, size)
+    variances_KB = _values(name, senders, opened, at, size)
+    around_KB = (
+        variance_B + (own_B - mean_B) ** 2
+        for variance_B, own_B in zip(variances_KB, means_KB, strict=True)
+    )
+    return _combined(around_KB, senders, opened)
 
 
 def _squared_distance(left_B: FloatArray, right_B: FloatArray) -> float:

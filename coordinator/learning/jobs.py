@@ -4,11 +4,18 @@ Every model named here is the path of a canonical tensor file (fedreid.wire.tens
 writes its output through fedreid.files, so doing it again after a crash is harmless.
 """
 
+from typing import Literal
+
 import msgspec
 
 from fedreid.contract import EvaluationResult
 from fedreid.jobs import Job, Report
 from fedreid.plan import AggregationPlan, BackbonePlan, DistillationPlan, Encoding
+
+Flag = Literal["clipped", "free_rider", "distance", "outlier"]
+"""What can look wrong with an update; see ``coordinator.learning.suspicion``."""
+SUSPECT: frozenset[Flag] = frozenset(("free_rider", "distance", "outlier"))
+"""Flags that an honest silo should not get again and again."""
 
 
 class Contribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,11 +45,11 @@ class InitialiseReport(Report, frozen=True, kw_only=True):
 
 
 class AggregateJob(Job, frozen=True, kw_only=True):
-    """Weighted mean of updates, sorted by silo, and what the method makes of it."""
+    """What the updates of a round make together."""
 
     base: str
     previous: str = ""
-    """The model before the base; empty where the method has no use for it, or there is none."""
+    """The model before the base; empty if there is none."""
     contributions: tuple[Contribution, ...]
     aggregation: AggregationPlan
     momentum: float = 0.0
@@ -56,11 +63,15 @@ class AggregateReport(Report, frozen=True, kw_only=True):
     """The aggregate was written."""
 
     weights: dict[str, float]
-    """Share of each silo; sums to 1."""
+    """Share of each silo, 0 of one that is screened out; sums to 1."""
     all_distances_zero: bool
     """Every cosine distance was 0, so the weights are uniform: worth a warning."""
     update_norm: float
     """‖aggregate − base‖ over learned tensors."""
+    update_norms: dict[str, float]
+    """‖w_k − base‖ of each silo's update over learned tensors."""
+    flags: dict[str, tuple[Flag, ...]]
+    """What looks wrong with a silo's update; silos without any are left out."""
 
 
 class ClusterJob(Job, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """What of a round goes into the audit log? Each update's fate, and how the round ended."""
 
 from coordinator.rounds.machine import (
+    Aggregated,
     Event,
     Phase,
     RoundState,
@@ -37,6 +38,10 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
         )
     elif isinstance(event, UpdateRejected):
         audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
+    elif isinstance(event, Aggregated):
+        for silo, flags in after.flags.items():
+            norm = after.update_norms[silo]
+            audit.append("update.flagged", **place, silo=silo, flags=list(flags), update_norm=norm)
     if after.ended and not before.ended:
         _note_end(audit, after)
 

@@ -18,10 +18,12 @@ from coordinator.rounds.journal import (
     STOPPED,
     EvaluationRow,
     Journal,
+    ModelRow,
     RunRow,
 )
 from coordinator.rounds.machine import (
     Abandoned,
+    Aggregated,
     Event,
     Phase,
     Published,
@@ -36,8 +38,9 @@ from coordinator.rounds.orders import models_by_silo, rules_of
 from coordinator.rounds.phases import Phases, check_folders
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
-from coordinator.trust.registry import Registry
+from coordinator.trust.registry import QUARANTINED, Registry
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
@@ -49,6 +52,7 @@ from fedreid.plan import Plan, parse_plan
 from fedreid.work import off_loop, to_the_end
 
 _IDLE_S = 1.0
+_SEE_MODELS = "See: coordinator model list."
 
 
 class Conductor:
@@ -193,8 +197,43 @@ class Conductor:
             await off_loop(note_event, self._audit, state, event, after)
             self._take(after)
 
+    async def roll_back(self, version: int, admin: str) -> ModelRow:
+        """Publish an earlier model of the run again; the round under way is given up.
+
+        Its release has a new version, for agents take no older one, and the next round starts
+        from it. Models that the run has published count as published all the same.
+
+        Raises:
+            RunError: the run has no such model, it is the newest, or its file is gone.
+        """
+        async with self._turn:
+            state = self.round
+            if self.run is None or state is None:
+                raise RunError("There is no model to go back to", next_step=_SEE_MODELS)
+            model = await off_loop(self._models.released_again, self.run.name, version)
+            reason = f"{admin} went back to model {version}"
+            after = advance(
+                state, Abandoned(reason=reason), self._rules(state), self._clock.now_s()
+            )
+            await off_loop(self._journal.save_round, after, [model])
+            await off_loop(
+                self._audit.append,
+                "model.rolled_back",
+                run=self.run.name,
+                version=model.version,
+                of_version=version,
+                model_digest=model.digest,
+                admin=admin,
+            )
+            await off_loop(note_event, self._audit, state, Abandoned(reason=reason), after)
+            metrics.MODEL_VERSION.set(model.version)
+            if after != state:
+                self._take(after)
+            self._failed_in_a_row = 0  # what was given up is no failure of the plan's
+            return model
+
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
-        """A silo leaves, or is suspended or revoked: from now on nothing of it counts."""
+        """A silo leaves or is kept out: from now on nothing of it counts."""
         await off_loop(self._registry.set_state, silo, state, reason)
         await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
         await self._end_calls(silo)
@@ -324,10 +363,13 @@ class Conductor:
         assert self.run is not None
         async with self._turn:
             number = 1 if self.round is None else self.round.number + 1
+            base = await off_loop(self._journal.newest_model)
+            assert base is not None, "a run begins with a model"
             state = open_round(
                 run=self.run.name,
                 number=number,
-                base_digest=await off_loop(self._models.newest_digest),
+                base_digest=base.digest,
+                base_map=await off_loop(self._measured_map, base),
                 before=self.round,
                 published_before=self.rounds_published,
                 invited=invited,
@@ -338,6 +380,13 @@ class Conductor:
             await off_loop(note_opened, self._audit, state)
             self._downloaded_bytes = 0
             self._take(state)
+
+    def _measured_map(self, model: ModelRow) -> float | None:
+        """The mAP of a model on the coordinator's own images, if it was measured."""
+        for row in self._journal.evaluations(model.run):
+            if (row.round, row.silo) == (model.round, ""):
+                return row.result.map
+        return None
 
     async def _do_phase(self, state: RoundState) -> None:
         """Do what the phase asks for; on failure try again until its deadline."""
@@ -356,7 +405,22 @@ class Conductor:
             await self._phase_failed(state, error, left_s)
             return
         self._failed_jobs = 0
+        if isinstance(event, Aggregated):
+            await self._quarantine(state, event)
         await self.apply(event, seen=state)
+
+    async def _quarantine(self, state: RoundState, event: Aggregated) -> None:
+        """Keep out whose updates were suspect too often; the round is aggregated without them.
+
+        Before the flags are journalled, so that a crash in between repeats it and loses nothing.
+        """
+        streaks = streaks_after(state.streaks, [u.silo for u in state.updates], event.flags)
+        for silo in due(streaks, self._rules(state).quarantine_rounds):
+            if state.accepted(silo) is None:
+                continue
+            flags = ", ".join(event.flags[silo])
+            reason = f"its updates looked wrong {streaks[silo]} rounds in a row, lately: {flags}"
+            await self.silo_gone(SiloName(silo), QUARANTINED, reason)
 
     async def _phase_failed(self, state: RoundState, error: FedreidError, left_s: float) -> None:
         """Try again later what people can mend; give up what fails again by itself."""
@@ -382,6 +446,8 @@ class Conductor:
                 download_bytes=self._downloaded_bytes,
             )
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
+            if after == self.round:  # given up meanwhile: its models were never the federation's
+                return
             await off_loop(self._journal.save_round, after, models)
             await off_loop(note_event, self._audit, self.round, published, after)
             metrics.MODEL_VERSION.set(models[-1].version)

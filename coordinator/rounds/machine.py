@@ -16,6 +16,8 @@ from enum import StrEnum
 
 import msgspec
 
+from coordinator.learning.jobs import Flag
+from coordinator.rounds.quarantine import streaks_after
 from fedreid.contract import UpdateReport
 
 
@@ -47,6 +49,10 @@ class Rules:
     """This round has something to do on public images: distillation or recalibration."""
     evaluates: bool
     """The coordinator measures the model on a folder of its own."""
+    gate_drop: float = 0.0
+    """Points of mAP that a model may lie below the run's best; 0 = any model is published."""
+    quarantine_rounds: int = 0
+    """Suspect updates in a row after which a silo is kept out; 0 = none is."""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,11 +88,21 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     """Silos whose update was refused for its content, with the reason."""
     phase_seconds: dict[str, float] = {}
     weights: dict[str, float] = {}
+    update_norms: dict[str, float] = {}
+    """Of each silo's change of the learned tensors."""
+    flags: dict[str, tuple[Flag, ...]] = {}
+    """What looks wrong with a silo's update; silos without any are left out."""
+    streaks: dict[str, int] = {}
+    """Suspect updates in a row that a silo had sent when the round began."""
     clusters: tuple[tuple[str, ...], ...] = ()
     """The silos that get a model in common; empty without clustering."""
     update_norm: float = 0.0
     loss_before: float | None = None
     loss_after: float | None = None
+    gate_map: float | None = None
+    """What the gate measured of this round's model."""
+    gate_best_map: float | None = None
+    """The best mAP of the models that the run had published when the round began."""
     download_bytes: int = 0
     model_digest: str = ""
     """Of the global model that came of it."""
@@ -154,6 +170,8 @@ class Aggregated:
 
     weights: dict[str, float]
     update_norm: float
+    update_norms: dict[str, float] = field(default_factory=dict)
+    flags: dict[str, tuple[Flag, ...]] = field(default_factory=dict)
     clusters: tuple[tuple[str, ...], ...] = ()
 
 
@@ -168,6 +186,8 @@ class Distilled:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
     """The coordinator's own measurement is done."""
+
+    map: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +224,7 @@ def open_round(
     run: str,
     number: int,
     base_digest: str,
+    base_map: float | None = None,
     before: RoundState | None,
     published_before: int,
     invited: tuple[str, ...],
@@ -212,25 +233,46 @@ def open_round(
 ) -> RoundState:
     """A new round that collects updates of the invited silos.
 
-    ``before`` is the round before it in the run, whatever became of that one.
+    ``before`` is the round before it in the run, whatever became of that one. Where its model is
+    not the base, an earlier model was put back, and ``base_map``, its own mAP if it was measured,
+    is what the gate compares with: neither clusters, movement nor gate outlive a roll-back.
     """
     bases: dict[str, str] = {}
-    previous = ""
-    if before is not None:
+    previous, best = "", base_map
+    if before is not None and base_digest == _outcome(before):
         published = before.phase is Phase.PUBLISHED
         bases = before.models if published else before.bases
         previous = before.base_digest if published else before.previous_digest
+        best = _best_map(before)
     return RoundState(
         run=run,
         number=number,
         base_digest=base_digest,
         bases={silo: bases[silo] for silo in sorted(invited) if silo in bases},
         previous_digest=previous,
+        gate_best_map=best,
+        streaks={} if before is None else _streaks(before),
         published_before=published_before,
         invited=tuple(sorted(invited)),
         phase_since_s=now_s,
         deadline_s=now_s + rules.deadline_s,
     )
+
+
+def _outcome(state: RoundState) -> str:
+    """Digest of the model that the next round starts from, unless an earlier one is put back."""
+    return state.model_digest if state.phase is Phase.PUBLISHED else state.base_digest
+
+
+def _best_map(state: RoundState) -> float | None:
+    """The best mAP of the models that the run has published up to this round."""
+    if state.phase is not Phase.PUBLISHED or state.gate_map is None:
+        return state.gate_best_map
+    return max(state.gate_map, state.gate_best_map or 0.0)
+
+
+def _streaks(before: RoundState) -> dict[str, int]:
+    return streaks_after(before.streaks, [u.silo for u in before.updates], before.flags)
 
 
 def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> RoundState:
@@ -239,6 +281,8 @@ def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> Roun
         return state
     if isinstance(event, Abandoned):
         return _end(state, Phase.FAILED, event.reason, now_s)
+    if isinstance(event, SiloGone):
+        state = _forgotten(state, event.silo)
     if state.phase is Phase.COLLECTING:
         return _collect(state, event, rules, now_s)
     if isinstance(event, SiloGone):
@@ -289,12 +333,20 @@ def _close_intake(state: RoundState, rules: Rules, now_s: float) -> RoundState:
     )
 
 
+def _forgotten(state: RoundState, silo: str) -> RoundState:
+    """The round without a silo's past: let in again it begins anew."""
+    streaks = {name: count for name, count in state.streaks.items() if name != silo}
+    return msgspec.structs.replace(state, streaks=streaks)
+
+
 def _without(state: RoundState, silo: str, rules: Rules, now_s: float) -> RoundState:
     """The round without a silo whose update was already counted: it is aggregated again."""
     if state.accepted(silo) is None:
         return state
     left = tuple(update for update in state.updates if update.silo != silo)
-    state = msgspec.structs.replace(state, updates=left, weights={}, clusters=())
+    state = msgspec.structs.replace(
+        state, updates=left, weights={}, update_norms={}, flags={}, clusters=()
+    )
     if len(left) >= _needed(state, rules):
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     return _end(state, Phase.FAILED, f"no quorum without {silo}, which is gone", now_s)
@@ -311,6 +363,8 @@ def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -
                 state,
                 weights=event.weights,
                 update_norm=event.update_norm,
+                update_norms=event.update_norms,
+                flags=event.flags,
                 clusters=event.clusters,
             )
             return _enter(done, _after_aggregation(rules), rules, now_s)
@@ -321,7 +375,7 @@ def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -
             following = Phase.EVALUATING if rules.evaluates else Phase.PUBLISHING
             return _enter(done, following, rules, now_s)
         case Phase.EVALUATING, Evaluated():
-            return _enter(state, Phase.PUBLISHING, rules, now_s)
+            return _pass_gate(state, event.map, rules, now_s)
         case Phase.PUBLISHING, Published():
             done = msgspec.structs.replace(
                 state,
@@ -331,6 +385,23 @@ def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -
             )
             return _end(done, Phase.PUBLISHED, "", now_s)
     return state
+
+
+def _pass_gate(state: RoundState, measured: float, rules: Rules, now_s: float) -> RoundState:
+    """Publish only what lies not too far below the best model of the run."""
+    if not rules.gate_drop:
+        return _enter(state, Phase.PUBLISHING, rules, now_s)
+    state = msgspec.structs.replace(state, gate_map=measured)
+    best = state.gate_best_map
+    if best is None or measured >= best - rules.gate_drop / 100.0:
+        return _enter(state, Phase.PUBLISHING, rules, now_s)
+    return _end(
+        state,
+        Phase.FAILED,
+        f"the model's mAP on the coordinator's images is {100 * measured:.1f}, more than "
+        f"{rules.gate_drop:g} points below the best of the run, {100 * best:.1f}",
+        now_s,
+    )
 
 
 def _after_aggregation(rules: Rules) -> Phase:

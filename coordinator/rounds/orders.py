@@ -12,7 +12,7 @@ import msgspec
 
 from coordinator.folders import Folders
 from coordinator.learning import jobs
-from coordinator.rounds.machine import RoundState, Rules
+from coordinator.rounds.machine import Aggregated, RoundState, Rules
 from fedreid.names import Digest
 from fedreid.plan import Plan
 from fedreid.seeds import derive_seed
@@ -34,11 +34,10 @@ def aggregate_job(
     folders: Folders, state: RoundState, plan: Plan, federation: str
 ) -> jobs.AggregateJob:
     """Make the global model of the round's updates."""
-    momentum = plan.aggregation.server_momentum > 0.0 and state.previous_digest
-    previous = model_path(folders, Digest(state.previous_digest)) if momentum else ""
+    before = state.previous_digest
     return jobs.AggregateJob(
         base=str(model_path(folders, Digest(state.base_digest))),
-        previous=str(previous),
+        previous=str(model_path(folders, Digest(before))) if before else "",
         contributions=_contributions(folders, state),
         aggregation=plan.aggregation,
         momentum=plan.training.momentum if plan.training.optimiser == "sgd" else 0.0,
@@ -81,6 +80,17 @@ def cluster_aggregate_jobs(
     ]
 
 
+def aggregated(report: jobs.AggregateReport, clusters: tuple[tuple[str, ...], ...]) -> Aggregated:
+    """What the round learns from its aggregation."""
+    return Aggregated(
+        weights=report.weights,
+        update_norm=report.update_norm,
+        update_norms=report.update_norms,
+        flags=report.flags,
+        clusters=clusters,
+    )
+
+
 def models_by_silo(state: RoundState, digests: Sequence[str]) -> dict[str, str]:
     """The digest of each silo's own model, where the clusters' models have these digests."""
     return {
@@ -95,7 +105,7 @@ def distil_job(folders: Folders, state: RoundState, plan: Plan, federation: str)
     return jobs.DistilJob(
         backbone=plan.backbone,
         student=str(_staged(folders, state, AGGREGATE)),
-        contributions=_contributions(folders, state),
+        contributions=_teachers(folders, state, plan),
         weights=state.weights,
         distillation=plan.distillation,
         distil=_distils(plan, state),
@@ -139,6 +149,8 @@ def rules_of(plan: Plan, state: RoundState | None) -> Rules:
         phase_deadline_s=plan.quorum.phase_deadline_s,
         distils=state is not None and _uses_public_images(plan, state),
         evaluates=bool(plan.evaluation.folder),
+        gate_drop=plan.evaluation.gate_drop,
+        quarantine_rounds=plan.validation.quarantine_rounds,
     )
 
 
@@ -153,6 +165,16 @@ def _distils(plan: Plan, state: RoundState) -> bool:
 
 def _staged(folders: Folders, state: RoundState, name: str) -> Path:
     return folders.work(state.run, state.number) / f"{name}.safetensors"
+
+
+def _teachers(folders: Folders, state: RoundState, plan: Plan) -> tuple[jobs.Contribution, ...]:
+    """All updates but those that were screened out: who has no share teaches nothing either."""
+    out = {silo for silo, flags in state.flags.items() if "outlier" in flags}
+    return tuple(
+        contribution
+        for contribution in _contributions(folders, state)
+        if not (plan.aggregation.screen and contribution.silo in out)
+    )
 
 
 def _contributions(folders: Folders, state: RoundState) -> tuple[jobs.Contribution, ...]:

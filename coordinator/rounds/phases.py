@@ -12,7 +12,6 @@ from coordinator.learning import jobs
 from coordinator.rounds import orders
 from coordinator.rounds.journal import EvaluationRow, Journal, ModelRow
 from coordinator.rounds.machine import (
-    Aggregated,
     Distilled,
     Evaluated,
     Event,
@@ -108,7 +107,7 @@ class Phases:
             self._folders, state, plan, self._federation, clusters
         ):
             await self._worker.run(part, jobs.AggregateReport, self._progress)
-        return Aggregated(weights=report.weights, update_norm=report.update_norm, clusters=clusters)
+        return orders.aggregated(report, clusters)
 
     async def _distil(self, state: RoundState, plan: Plan) -> Event:
         job = orders.distil_job(self._folders, state, plan, self._federation)
@@ -120,7 +119,7 @@ class Phases:
         report = await self._worker.run(job, jobs.EvaluateReport, self._progress)
         row = EvaluationRow(run=state.run, round=state.number, silo="", result=report.result)
         await off_loop(self._journal.save_evaluations, [row])
-        return Evaluated()
+        return Evaluated(map=report.result.map)
 
     async def _place(self, result: Path, plan: Plan, origin: Origin) -> ModelRow:
         """Move a model to its name, with the payload that the plan's downloads need beside it."""

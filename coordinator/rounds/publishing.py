@@ -7,14 +7,14 @@ crash leaves a file that nobody refers to, and the same step done again gives th
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.rounds.journal import Journal, ModelRow
 from fedreid.contract import Release, ReleasePayload
-from fedreid.errors import StorageError, UsageError, storage_errors
+from fedreid.errors import RunError, StorageError, UsageError, storage_errors
 from fedreid.files import digest_of, sync_folder
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
@@ -26,6 +26,8 @@ from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
 from fedreid.wire.stream import send_chunks
 from fedreid.wire.tensors import Layout, TensorFile
+
+_SEE_MODELS = "See: coordinator model list."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +94,39 @@ class Models:
             layout_digest=self.layout(digest).digest(),
             payloads=tuple(self._payload(digest, encoding) for encoding in encodings),
         )
+        return self._signed(release)
+
+    def _signed(self, release: Release) -> ModelRow:
         statement = release_to_wire(release).SerializeToString(deterministic=True)
         return ModelRow(
-            version=version,
-            digest=digest,
-            run=origin.run,
-            round=origin.round,
+            version=release.version,
+            digest=release.model_digest,
+            run=release.run,
+            round=release.round,
             release=statement,
             signature=sign(self._key, statement),
         )
+
+    def released_again(self, run: str, version: int) -> ModelRow:
+        """An earlier model of a run, signed as the federation's next version.
+
+        Raises:
+            RunError: the run has no such model, it is the newest, or its file is gone.
+        """
+        rows = self._journal.models()
+        row = next((row for row in rows if (row.run, row.version) == (run, version)), None)
+        if row is None:
+            raise RunError(f"The run {run} has no model {version}", next_step=_SEE_MODELS)
+        if row.digest == rows[0].digest:
+            raise RunError(f"The model {version} is the newest one already")
+        if not self.path(Digest(row.digest)).exists():
+            raise RunError(
+                f"The file of model {version} is gone",
+                why=f"{MODELS_KEPT} models are kept beside the newest one",
+                next_step="Choose a newer one: coordinator model list.",
+            )
+        release = release_from_wire(federation_pb2.Release.FromString(row.release))
+        return self._signed(replace(release, version=rows[0].version + 1))
 
     def signed_release(self, digest: Digest, encoding: Encoding) -> federation_pb2.SignedRelease:
         """What goes before a model's payload.

@@ -9,7 +9,7 @@ from benchmark.bench import Bench, MethodSpec, ScenarioSpec, load_bench, method_
 from fedreid.errors import FedreidError, PlanRefused
 from fedreid.plan import parse_plan
 
-BENCHES = ("smoke.toml", "generated.toml", "ablations.toml", "table.toml")
+BENCHES = ("smoke.toml", "generated.toml", "ablations.toml", "attack.toml", "table.toml")
 PLANS = sorted(
     item.name
     for item in (files("benchmark") / "plans").iterdir()

@@ -60,7 +60,9 @@ def result(silos: Path, folder: Path, method: MethodSpec, transport: Transport) 
             name="clusters",
             plan="best.toml",
             override={
-                "aggregation": {"clustering": "finch", "bn": "local"},
+                "aggregation": {
+                    "clustering": "finch", "bn": "local", "clip_norm_ratio": 0.0, "screen": False,
+                },
                 "wire": {"upload": "bf16", "download": "bf16"},
             },
         ),

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator import metrics
+from coordinator.learning.jobs import Flag
 from coordinator.rounds.machine import (
     Abandoned,
     Aggregated,
@@ -27,6 +29,7 @@ CLOSED: dict[str, set[str]] = {
     "reason": {reason.value for reason in Refusal},
     "phase": {str(phase) for phase in Phase},
     "stage": {"before", "after"},
+    "flag": set(get_args(Flag)),
 }
 OUTCOMES = {
     "fedreid_enrolments": {"issued", "refused"},
@@ -53,7 +56,9 @@ def published() -> RoundState:
     for event in (
         update("a"),
         update("b"),
-        Aggregated(weights={"a": 0.25, "b": 0.75}, update_norm=1.0),
+        Aggregated(
+            weights={"a": 0.25, "b": 0.75}, update_norm=1.0, flags={"b": ("clipped", "outlier")}
+        ),
         Distilled(loss_before=2.0, loss_after=1.5),
         Published(model_digest="m" * 64, download_bytes=7),
     ):
@@ -104,8 +109,9 @@ def test_every_label_has_a_closed_set_of_values_or_names_a_registered_silo() -> 
 def test_every_closed_label_is_there_from_the_start() -> None:
     # a rate over a series that appears with its first event misses that event
     found = exposed()
-    reasons = {s.labels["reason"] for s in found["fedreid_updates_rejected"].samples}
-    assert reasons == CLOSED["reason"]
+    for name, label in (("updates_rejected", "reason"), ("updates_flagged", "flag")):
+        there = {s.labels[label] for s in found[f"fedreid_{name}"].samples}
+        assert there == CLOSED[label]
     for name in ("fedreid_rounds", "fedreid_enrolments"):
         assert {s.labels["outcome"] for s in found[name].samples} == OUTCOMES[name]
 
@@ -126,6 +132,14 @@ def test_a_published_round_leaves_its_figures() -> None:
     assert value("fedreid_silo_cosine_distance", silo="a") == 0.5
     assert value("fedreid_distillation_loss", stage="before") == 2.0
     assert value("fedreid_distillation_loss", stage="after") == 1.5
+
+
+def test_a_flagged_update_is_counted_under_each_of_its_flags() -> None:
+    before = {flag: value("fedreid_updates_flagged_total", flag=flag) for flag in get_args(Flag)}
+    metrics.note_round(published(), BEGAN_S)
+    for flag, count in before.items():
+        grown = value("fedreid_updates_flagged_total", flag=flag) - count
+        assert grown == (1 if flag in ("clipped", "outlier") else 0)
 
 
 def test_a_failed_round_is_no_success() -> None:

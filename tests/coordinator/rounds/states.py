@@ -15,6 +15,8 @@ def rules(
     min_fraction: float = 0.5,
     distils: bool = False,
     evaluates: bool = False,
+    gate_drop: float = 0.0,
+    quarantine_rounds: int = 0,
 ) -> Rules:
     """Rules with short deadlines."""
     return Rules(
@@ -24,6 +26,8 @@ def rules(
         phase_deadline_s=PHASE_S,
         distils=distils,
         evaluates=evaluates,
+        gate_drop=gate_drop,
+        quarantine_rounds=quarantine_rounds,
     )
 
 

@@ -28,11 +28,12 @@ from tests.coordinator.rounds.states import BEGAN_S, DEADLINE_S, PHASE_S, opened
 
 AGGREGATED = Aggregated(weights={"a": 0.5, "b": 0.5}, update_norm=1.5)
 DISTILLED = Distilled(loss_before=2.0, loss_after=1.0)
+EVALUATED = Evaluated(map=0.5)
 PUBLISHED = Published(model_digest="m" * 64, download_bytes=9)
 COMPLETING: dict[Phase, Event] = {
     Phase.AGGREGATING: AGGREGATED,
     Phase.DISTILLING: DISTILLED,
-    Phase.EVALUATING: Evaluated(),
+    Phase.EVALUATING: EVALUATED,
     Phase.PUBLISHING: PUBLISHED,
 }
 
@@ -320,7 +321,7 @@ EVENTS: list[Event] = [
     TimePassed(problem="late"),
     AGGREGATED,
     DISTILLED,
-    Evaluated(),
+    EVALUATED,
     PUBLISHED,
     Abandoned(reason="again"),
 ]
@@ -369,7 +370,7 @@ events = some.one_of(
     some.just(TimePassed()),
     some.just(AGGREGATED),
     some.just(DISTILLED),
-    some.just(Evaluated()),
+    some.just(EVALUATED),
     some.just(PUBLISHED),
 )
 schedules = some.lists(some.tuples(events, some.floats(0, 100)), max_size=40)

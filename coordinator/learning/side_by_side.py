@@ -1,0 +1,100 @@
+"""How are the files of one round read beside each other? Tensor by tensor, block by block.
+
+One descriptor stays open per file. A block is the smaller the more silos there are, so memory
+grows neither with the number of silos nor with the model.
+
+Letters: K silos, B values of one block.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coordinator.learning.jobs import AggregateJob
+from fedreid.errors import Refusal, UpdateRefused
+from fedreid.limits import MIB
+from fedreid.plan import BatchNormPolicy
+from fedreid.wire.tensors import FloatArray, TensorFile, TensorSpec, batch_norm_names
+
+# Values of all silos together that are worked on at once: some 20 MiB in float64, with temporaries.
+_BLOCK_VALUES = 1 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """One model's file, opened, and where each tensor lies in it."""
+
+    silo: str
+    """Empty for a published model."""
+    file: TensorFile
+    offsets: dict[str, int]
+
+    def read(self, name: str, at: int, size: int) -> FloatArray:
+        """``size`` values of a tensor from the value ``at`` on."""
+        values_B = np.empty(size, dtype=np.float32)
+        self.file.read_into(self.offsets[name] + at * values_B.itemsize, values_B.data.cast("B"))
+        return values_B
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFiles:
+    """All files of one aggregation."""
+
+    base: Opened
+    previous: Opened | None
+    """The model before the base, if there is one."""
+    updates_K: tuple[Opened, ...]
+    """Sorted by silo."""
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The base's tensors, in order."""
+        return self.base.file.layout.specs
+
+    def blocks(self, spec: TensorSpec) -> Iterator[tuple[int, int]]:
+        """First index and number of values of each block of a tensor."""
+        largest = max(1, _BLOCK_VALUES // len(self.updates_K))
+        for at in range(0, spec.elements, largest):
+            yield at, min(largest, spec.elements - at)
+
+
+def opened_round(stack: ExitStack, job: AggregateJob) -> RoundFiles:
+    """The files of a job, open until the stack is left.
+
+    Raises:
+        UpdateRefused: an update whose tensors do not fit the base.
+        StorageError: a file that is damaged.
+    """
+    files = RoundFiles(
+        base=_opened(stack, "", job.base),
+        previous=_opened(stack, "", job.previous) if job.previous else None,
+        updates_K=tuple(
+            _opened(stack, c.silo, c.path)
+            for c in sorted(job.contributions, key=lambda contribution: contribution.silo)
+        ),
+    )
+    for update in files.updates_K:
+        _check_layout(update, files.base, job.aggregation.bn)
+    return files
+
+
+def _opened(stack: ExitStack, silo: str, path: str) -> Opened:
+    file = stack.enter_context(TensorFile(Path(path)))
+    offsets = {spec.name: offset for spec, offset in file.layout.offsets()}
+    return Opened(silo=silo, file=file, offsets=offsets)
+
+
+def _check_layout(update: Opened, base: Opened, bn: BatchNormPolicy) -> None:
+    """All of the base's tensors and no other; under ``local`` BatchNorm ones may be missing."""
+    expected, sent = frozenset(base.file.layout.specs), frozenset(update.file.layout.specs)
+    optional = batch_norm_names(base.file.layout.names) if bn == "local" else frozenset()
+    missing = {spec.name for spec in expected - sent} - optional
+    odd = sorted(missing | {spec.name for spec in sent - expected})
+    if odd:
+        raise UpdateRefused(
+            Refusal.TENSOR_NAMES,
+            f"The update of {update.silo} does not fit the base model: {odd[0]!r} differs",
+        )

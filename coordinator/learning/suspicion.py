@@ -1,0 +1,178 @@
+"""Which of a round's updates look wrong, and how much of each may count?
+
+A pure function of the few numbers that ``movement`` has measured and of what the silos report.
+Updates are only ever compared with the others of their round; where fewer than three silos take
+part nobody can say who of them is odd, and only what is odd by itself is flagged.
+
+How far an update has moved is compared twice: as it is, and per step. A silo with many images
+makes many steps and moves far, one with few moves far per step where paths are curved; neither is
+wrong. So the lesser of the two ratios to the median counts: its *excess*.
+
+============  ==================================================================================
+flag          meaning
+============  ==================================================================================
+clipped       its excess is above ``clip_norm_ratio``; it is shortened until it is not
+outlier       its excess is above OUTLIER_EXCESS, or it points against the others where these agree
+distance      its cosine distance is above DISTANCE_EXCESS times the others', more than its excess
+              explains
+free_rider    it is the base itself, the last movement of the model, or another silo's update
+============  ==================================================================================
+
+With ``screen`` an outlier gets no share, and a distance that is flagged counts as the median of
+the others. Clipping shortens what is too far, learned tensors as one, each running statistic by
+itself, for their units differ; a variance stays between the base's and the silo's and so positive.
+
+Letters: K silos.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from coordinator.learning.jobs import Contribution, Flag
+from coordinator.learning.movement import DoubleArray, Movement
+from fedreid.limits import (
+    AGREEMENT,
+    COPY_COSINE,
+    DISTANCE_EXCESS,
+    OUTLIER_EXCESS,
+    STANDSTILL,
+    STATISTIC_EXCESS,
+)
+from fedreid.plan import AggregationPlan
+
+_SILOS_TO_COMPARE = 3
+_SAME = 1e-12  # ‖δ_i − δ_j‖² / ‖δ_i‖² of equal updates, as far as float64 can tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """How a round's updates may count."""
+
+    counted: tuple[Contribution, ...]
+    """Those that get a share, with the distance that it follows from."""
+    scales: dict[str, float]
+    """What each silo's change of the learned tensors is multiplied by; at most 1."""
+    statistic_scales: dict[str, dict[str, float]]
+    """The same by running statistic and silo."""
+    flags: dict[str, tuple[Flag, ...]]
+    """By silo, sorted; silos without any are left out."""
+
+
+def judge(
+    contributions_K: Sequence[Contribution], movement: Movement, plan: AggregationPlan
+) -> Judgement:
+    """Flag, clip and screen the updates of a round, which are sorted by silo.
+
+    Under clustering silos start from different models and nothing is compared.
+    """
+    silos_K = [contribution.silo for contribution in contributions_K]
+    flags_K: list[set[Flag]] = [set() for _ in silos_K]
+    comparable = len(silos_K) >= _SILOS_TO_COMPARE and plan.clustering == "none"
+    excess_K = np.ones(len(silos_K))
+    believed_K = [contribution.cosine_distance for contribution in contributions_K]
+    if plan.clustering == "none":
+        _mark(flags_K, "free_rider", (movement.norms_K == 0.0) | _copies(movement))
+    if comparable:
+        ratios_2K = _ratios(movement.norms_K, [c.num_steps for c in contributions_K])
+        excess_K = ratios_2K.min(axis=0)
+        far_K = excess_K > OUTLIER_EXCESS
+        _mark(flags_K, "outlier", far_K | _against(movement, far_K))
+        _mark(flags_K, "free_rider", ratios_2K.max(axis=0) < STANDSTILL)
+        if plan.clip_norm_ratio:
+            _mark(flags_K, "clipped", excess_K > plan.clip_norm_ratio)
+        typical_K = _medians_of_others(believed_K)
+        odd_K = np.array(believed_K) > DISTANCE_EXCESS * typical_K * np.maximum(1.0, excess_K)
+        odd_K &= typical_K > 0.0
+        _mark(flags_K, "distance", odd_K)
+        if plan.screen:
+            believed_K = [float(d) for d in np.where(odd_K, typical_K, believed_K)]
+    return Judgement(
+        counted=tuple(
+            msgspec.structs.replace(contribution, cosine_distance=distance)
+            for contribution, distance, flags in zip(
+                contributions_K, believed_K, flags_K, strict=True
+            )
+            if not (plan.screen and "outlier" in flags)
+        ),
+        scales=_scales(silos_K, excess_K, plan.clip_norm_ratio),
+        statistic_scales=_statistic_scales(silos_K, movement, plan),
+        flags={s: tuple(sorted(f)) for s, f in zip(silos_K, flags_K, strict=True) if f},
+    )
+
+
+def _mark(flags_K: list[set[Flag]], flag: Flag, odd_K: npt.NDArray[np.bool_]) -> None:
+    for flags, odd in zip(flags_K, odd_K, strict=True):
+        if odd:
+            flags.add(flag)
+
+
+def _ratios(norms_K: DoubleArray, steps_K: Sequence[int]) -> DoubleArray:
+    """How many times as far as the median each update has moved, as it is and per step."""
+    per_step_K = norms_K / np.array(steps_K, dtype=np.float64)
+    middle, middle_per_step = np.median(norms_K), np.median(per_step_K)
+    if middle == 0.0:  # most have not moved at all: there is nothing to compare with
+        return np.ones((2, len(norms_K)))
+    return np.stack([norms_K / middle, per_step_K / middle_per_step])
+
+
+def _against(movement: Movement, far_K: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether an update points against the others, which agree with each other.
+
+    Near the end of a run honest changes cancel out, so a negative cosine alone says nothing. Those
+    that are ``far`` are outliers already and have no voice. Of the rest never all point against
+    the others: the sum of all cosines would have to be positive and negative at once.
+    """
+    heard = [k for k, far in enumerate(far_K) if not far]
+    against_K = np.zeros(len(far_K), dtype=np.bool_)
+    if len(heard) < _SILOS_TO_COMPARE:
+        return against_K
+    for k in heard:
+        others = [j for j in heard if j != k]
+        agreement = np.mean([movement.cosine(i, j) for i, j in combinations(others, 2)])
+        own = np.mean([movement.cosine(k, j) for j in others])
+        against_K[k] = agreement > AGREEMENT and own < -0.5 * agreement
+    return against_K
+
+
+def _copies(movement: Movement) -> npt.NDArray[np.bool_]:
+    """Whether an update is the last movement of the model again, or another silo's update."""
+    norms_K = movement.norms_K
+    count = len(norms_K)
+    copies_K = np.array([abs(movement.cosine_along(k)) > COPY_COSINE for k in range(count)])
+    for i, j in combinations(range(count), 2):
+        apart = movement.products_KK[i, i] + movement.products_KK[j, j]
+        apart -= 2.0 * movement.products_KK[i, j]
+        if norms_K[i] > 0.0 and apart <= _SAME * movement.products_KK[i, i]:
+            copies_K[[i, j]] = True
+    return copies_K
+
+
+def _medians_of_others(values_K: Sequence[float]) -> DoubleArray:
+    return np.array([np.median(np.delete(values_K, k)) for k in range(len(values_K))])
+
+
+def _scales(silos_K: Sequence[str], excess_K: DoubleArray, ratio: float) -> dict[str, float]:
+    """What brings each excess down to ``ratio``; 1 where it is below, or nothing is clipped."""
+    return {
+        silo: float(ratio / excess) if 0.0 < ratio < excess else 1.0
+        for silo, excess in zip(silos_K, excess_K, strict=True)
+    }
+
+
+def _statistic_scales(
+    silos_K: Sequence[str], movement: Movement, plan: AggregationPlan
+) -> dict[str, dict[str, float]]:
+    """What brings each running statistic's change down to STATISTIC_EXCESS medians."""
+    scales = {}
+    for name, norms_K in movement.statistics.items():
+        sent_K = norms_K[~np.isnan(norms_K)]
+        middle = float(np.median(sent_K)) if len(sent_K) >= _SILOS_TO_COMPARE else 0.0
+        clips = plan.clip_norm_ratio > 0.0 and middle > 0.0
+        excess_K = norms_K / middle if clips else np.ones(len(norms_K))
+        scales[name] = _scales(silos_K, excess_K, STATISTIC_EXCESS)
+    return scales
