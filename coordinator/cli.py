@@ -85,7 +85,9 @@ def config_check(data: Data) -> None:
     from fedreid.pki.identity import IdentityStore, check_not_expired
 
     folders = Folders(data)
-    load_config(folders)
+    outside = load_config(folders).pki.files(folders.root)
+    if outside is not None:
+        outside.load()
     load_authority(folders)
     for store in (folders.server, folders.admin):
         check_not_expired(IdentityStore(store).load(), SystemClock())

@@ -57,10 +57,12 @@ async def enrol(
         ConfigRefused: this data folder is another silo's.
         ConnectionFailed: the coordinator can't be reached or verified.
     """
-    bootstrap = token.identity().holder().principal
-    silo = Principal(federation=bootstrap.federation, role=Role.SILO, name=token.silo)
+    bootstrap = token.identity().holder()
+    silo = Principal(federation=bootstrap.principal.federation, role=Role.SILO, name=token.silo)
     _check_same_silo(folders, silo)
-    if clock.now_s() >= token.expires_at_s and not folders.pending_key.exists():
+    # A key that was sent in time may be asked for as long as the coordinator can be called.
+    sent = folders.pending_key.exists()
+    if clock.now_s() >= (bootstrap.not_after_s if sent else token.expires_at_s):
         raise TokenRefused(
             "The join token has expired",
             next_step="Ask the coordinator's operators for a new one.",

@@ -179,8 +179,6 @@ def test_a_suspended_silo_waits_and_comes_back(found: Founding, tmp_path: Path) 
     agent = local.agents[suspended]
     further(local, 1)
     admin_says(local, "silo", "suspend", suspended, "--reason", "the site is being moved")
-    with local.admin() as admin:
-        run = admin.GetRun(admin_pb2.GetRunRequest())
     assert states(local)[suspended] == ("suspended", "the site is being moved")
     until(local, lambda: "is suspended: the site is being moved" in agent.log)
     further(local)
@@ -196,8 +194,7 @@ def test_a_suspended_silo_waits_and_comes_back(found: Founding, tmp_path: Path) 
         return suspended in {part.silo for part in newest.participants}
 
     until(local, back)
-    without = [s for s in finished_rounds(local) if suspended not in s.invited]
-    assert without and min(state.number for state in without) > run.round.number
+    assert any(suspended not in state.invited for state in finished_rounds(local))
     assert "silo.resumed" in events(CoordinatorFolders(local.data).audit)
 
 

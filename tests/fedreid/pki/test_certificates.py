@@ -14,6 +14,7 @@ from fedreid.errors import TrustError
 from fedreid.limits import AUTHORITY_LIFE_S, CLOCK_SKEW_S
 from fedreid.names import Principal, Role
 from fedreid.pki.certificates import (
+    authorities_digest,
     holder_of,
     key_fingerprint,
     key_from_pem,
@@ -21,6 +22,7 @@ from fedreid.pki.certificates import (
     make_request,
     new_key,
     requested_key,
+    short_fingerprint,
     to_pem,
 )
 from tests.parties import FEDERATION, Federation, forge
@@ -244,3 +246,26 @@ def test_a_request_with_one_byte_changed_is_refused(place: int, change: int) -> 
 def test_any_other_bytes_are_no_request(data: bytes) -> None:
     with pytest.raises(TrustError):
         requested_key(data)
+
+
+def test_a_short_fingerprint_is_four_groups_of_four_of_the_long_one() -> None:
+    assert short_fingerprint("00" * 32) == "AAAA-AAAA-AAAA-AAAA"
+    assert short_fingerprint("ff" * 10 + "00" * 22) == "7777-7777-7777-7777"
+    keys = [key_fingerprint(new_key().public_key()) for _ in range(20)]
+    assert len({short_fingerprint(key) for key in keys}) == 20
+
+
+def test_a_digest_of_authorities_is_that_of_the_set(federation: Federation) -> None:
+    one = federation.authority.certificate_pem
+    other = Federation.founded(now_s=federation.now_s).authority.certificate_pem
+    assert authorities_digest(one + other) == authorities_digest(b"a note\n" + other + one + one)
+    assert len({authorities_digest(pem) for pem in (one, other, one + other)}) == 3
+    with pytest.raises(TrustError):
+        authorities_digest(b"")
+
+
+def test_a_certificate_names_the_key_of_its_authority(federation: Federation) -> None:
+    holder = federation.leaf(Role.SILO, "north").holder()
+    assert holder.issuer_key_id == federation.authority.key_id
+    unnamed = forge(federation, uris=["spiffe://harbour/silo/north"]).holder()
+    assert unnamed.issuer_key_id == ""

@@ -10,7 +10,13 @@ from rich.pretty import pretty_repr
 from fedreid.errors import FedreidError, IdentityBroken, IdentityMissing, StorageError
 from fedreid.names import Role
 from fedreid.pki.certificates import key_to_pem, new_key
-from fedreid.pki.identity import Identity, IdentityStore, check_fits, check_not_expired
+from fedreid.pki.identity import (
+    Identity,
+    IdentityStore,
+    check_fits,
+    check_not_expired,
+    renewal_due_s,
+)
 from tests.parties import HOUR_S, FakeClock, Federation
 
 
@@ -53,17 +59,30 @@ def test_an_identity_comes_back_as_it_was_saved(store: IdentityStore, silo: Iden
     assert store.load() == silo
 
 
-def test_each_save_is_a_new_version_and_the_older_ones_stay(
+def test_each_save_is_a_new_version_and_the_newest_older_ones_stay(
     store: IdentityStore, federation: Federation, tmp_path: Path
 ) -> None:
-    versions = [federation.leaf(Role.SILO, "north") for _ in range(3)]
+    versions = [federation.leaf(Role.SILO, "north") for _ in range(5)]
     for identity in versions:
         store.save(identity)
         assert store.load() == identity
     folder = tmp_path / "identity"
-    assert names_in(folder) == ["live", "v0001", "v0002", "v0003"]
-    assert (folder / "live").readlink() == Path("v0003")
-    assert (folder / "v0001" / "key.pem").read_bytes() == versions[0].key_pem
+    assert names_in(folder) == ["live", "v0003", "v0004", "v0005"]
+    assert (folder / "live").readlink() == Path("v0005")
+    assert (folder / "v0003" / "key.pem").read_bytes() == versions[2].key_pem
+
+
+def test_renewal_is_due_after_two_thirds_of_a_life_or_somewhat_earlier(
+    federation: Federation,
+) -> None:
+    for life_s in (6.0, 7 * 86400.0):
+        holder = federation.leaf(Role.SILO, "north", life_s=life_s).holder()
+        latest, earliest = (
+            (renewal_due_s(holder, jitter=jitter) - federation.now_s) / life_s
+            for jitter in (0.0, 1.0)
+        )
+        assert latest == pytest.approx(2 / 3, abs=0.2)  # certificates count whole seconds
+        assert earliest == pytest.approx(latest - 0.1, abs=0.01)
 
 
 def test_key_and_folders_are_private(store: IdentityStore, silo: Identity, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from fedreid.contract import (
     EvaluationResult,
     Release,
     ReleasePayload,
+    RenewTask,
     Task,
     TrainTask,
     UpdateReport,
@@ -67,7 +68,14 @@ EVALUATE = EvaluateTask(
 
 
 @pytest.mark.parametrize(
-    "task", [TRAIN, EVALUATE, WaitTask(reason="later"), WaitTask(reason="", run_finished=True)]
+    "task",
+    [
+        TRAIN,
+        EVALUATE,
+        RenewTask(reason="why"),
+        WaitTask(reason="later"),
+        WaitTask(reason="", run_finished=True),
+    ],
 )
 def test_a_task_comes_back_from_the_wire_as_it_was(task: Task) -> None:
     sent = task_to_wire(task).SerializeToString()

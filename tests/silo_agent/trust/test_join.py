@@ -250,12 +250,17 @@ def test_a_key_that_awaited_approval_beyond_its_tokens_end_is_asked_for_again(
     folders: Folders, token: JoinToken, clock: FakeClock, coordinator: FakeCoordinator
 ) -> None:
     coordinator.loses_the_answer = True
+    token = replace(token, expires_at_s=token.expires_at_s - 1800)
     with pytest.raises(ConnectionFailed):
         joined(folders, token, clock, coordinator)
-    clock.move(HOUR_S)
-    coordinator.loses_the_answer = False
-    joined(folders, token, clock, coordinator)
+    clock.move(HOUR_S - 10)
+    with pytest.raises(ConnectionFailed):
+        joined(folders, token, clock, coordinator)
     assert len(set(coordinator.fingerprints)) == 1
+    clock.move(10)
+    with pytest.raises(TokenRefused, match="expired"):
+        joined(folders, token, clock, coordinator)
+    assert len(coordinator.secrets) == 2
 
 
 def test_joining_again_gives_the_silo_a_new_key(
