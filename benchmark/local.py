@@ -42,12 +42,15 @@ from fedreid.plan import Plan
 from fedreid.wire.encoding import decode, encode, payload_bytes
 from fedreid.wire.tensors import Layout, TensorFile
 from silo_agent import config as agent
+from silo_agent.budget import PrivacyBudget
 from silo_agent.egress import Parcel, pack
 from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
 from silo_agent.learning.worker import SiloWorker, make_deterministic
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.privacy import make_private
 
 PROGRESS_NAME = "progress.json"
+_POLICY = agent.Policy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +102,12 @@ class LocalRun:
         plan: Plan,
         silos: Mapping[str, SiloFolder],
         tests: Mapping[str, SiloFolder] | None = None,
+        policy: agent.Policy = _POLICY,
     ) -> None:
         """Prepare a run below ``root``; one of the same plan that was interrupted goes on.
 
-        ``tests`` names the test sets of the global model, by default those of the silos.
+        ``tests`` names the test sets of the global model, by default those of the silos;
+        ``policy`` is every silo's.
         """
         self._root = root
         self._federation = federation
@@ -111,9 +116,10 @@ class LocalRun:
         self._tests = dict(sorted((silos if tests is None else tests).items()))
         self._folders = Folders(root / "coordinator")
         self._workers = {name: SiloWorker() for name in {*self._silos, *self._tests}}
-        self._outboxes = {
-            name: Outbox(agent.Folders(make_folder(root / name))) for name in self._silos
-        }
+        folders = {name: agent.Folders(make_folder(root / name)) for name in self._silos}
+        self._outboxes = {name: Outbox(own) for name, own in folders.items()}
+        self._policy = policy
+        self._budgets = {name: PrivacyBudget(own, policy.privacy) for name, own in folders.items()}
 
     @property
     def model(self) -> Path:
@@ -240,6 +246,9 @@ class LocalRun:
             report,
             base_round=task.round - 1,
             previous=outbox.newest(task.run, before=task.round),
+            privacy=make_private(
+                out, base, bn=task.bn, policy=self._policy, budget=self._budgets[silo]
+            ),
         )
         outbox.put(out, finished)
         return finished
@@ -251,7 +260,7 @@ class LocalRun:
             self._layout(state.base_of(silo)),
             bn=self._plan.aggregation.bn,
             encoding=self._plan.wire.upload,
-            policy=agent.Policy(),
+            policy=self._policy,
         )
 
     def _deliver(self, parcel: Parcel, state: RoundState, silo: str) -> None:

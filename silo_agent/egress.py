@@ -44,8 +44,15 @@ def check_report(report: UpdateReport, policy: Policy) -> None:
     """Check the numbers that go with an update.
 
     Raises:
-        PolicyRefused: the silo trained on fewer images than the policy demands.
+        PolicyRefused: the silo trained on fewer images than the policy demands, or the update has
+            no noise and the policy demands it.
     """
+    if policy.privacy.on and report.privacy is None:
+        raise PolicyRefused(
+            "This update was trained without noise",
+            why="the policy lets updates leave with noise only",
+            next_step="Remove the round's folder; it is trained again.",
+        )
     if report.num_images < policy.minimum_images:
         raise PolicyRefused(
             f"The silo has {report.num_images} training images",

@@ -16,6 +16,7 @@ from fedreid import __version__
 from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
+    PrivacyReport,
     TrainTask,
     WaitTask,
 )
@@ -29,12 +30,14 @@ from fedreid.wire.messages import evaluation_to_wire, report_to_wire, task_from_
 from fedreid.wire.stream import send_chunks
 from fedreid.wire.tensors import TensorFile
 from fedreid.work import off_loop
+from silo_agent.budget import PrivacyBudget
 from silo_agent.config import AgentConfig, Folders, Membership
 from silo_agent.egress import Parcel, check_report, check_task, pack
 from silo_agent.held import Held
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob, TrainReport
 from silo_agent.models import ModelCache
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.privacy import make_private
 from silo_agent.trust.channel import calling
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class Participant:
         self._show = show
         self._models = ModelCache(folders, membership)
         self._outbox = Outbox(folders)
+        self._budget = PrivacyBudget(folders, config.policy.privacy)
         self._silo = Silo(
             federation=membership.federation,
             name=membership.silo,
@@ -111,6 +115,10 @@ class Participant:
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
         finished = self._outbox.find(task.run, task.round, task.base_digest)
+        if finished and self._config.policy.privacy.on and finished.report.privacy is None:
+            finished = None  # trained before noise was switched on: it may not leave as it is
+        if finished is None:
+            await off_loop(self._budget.check)
         base = await self._fetch(stub, task)
         if finished is None:
             try:
@@ -145,6 +153,7 @@ class Participant:
             report,
             base_round=base.round,
             previous=self._outbox.newest(task.run, before=task.round),
+            privacy=await self._make_private(task, base, out),
         )
         await off_loop(self._outbox.put, out, finished)
         self._tell(
@@ -153,6 +162,18 @@ class Participant:
             f"cosine distance {report.cosine_distance:.4f}"
         )
         return finished
+
+    async def _make_private(self, task: TrainTask, base: Held, out: Path) -> PrivacyReport | None:
+        policy = self._config.policy
+        report = await off_loop(
+            make_private, out, Path(base.path), bn=task.bn, policy=policy, budget=self._budget
+        )
+        if report is not None:
+            self._tell(
+                f"round {task.round}: noise added, epsilon is {report.epsilon:.4g} of "
+                f"{policy.privacy.epsilon_budget:g} at a delta of {report.delta:g}"
+            )
+        return report
 
     def _train_job(self, task: TrainTask, base: Held, out: Path) -> TrainJob:
         return TrainJob.of(
@@ -262,11 +283,15 @@ class Participant:
         number: int,
         results: tuple[EvaluationResult, ...],
     ) -> None:
-        """Send figures; none is an answer too, where no query of the silo has a match."""
+        """Send figures; none is an answer too, where no query of the silo has a match.
+
+        No noise covers figures: they stay here where updates leave with noise only.
+        """
+        sent = () if self._config.policy.privacy.on else results
         request = pb.ReportEvaluationRequest(
             run=run,
             round=number,
-            evaluations=[evaluation_to_wire(result) for result in results],
+            evaluations=[evaluation_to_wire(result) for result in sent],
         )
         with calling(self._config.coordinator):
             await stub.ReportEvaluation(request, timeout=CALL_S)
