@@ -35,6 +35,7 @@ from fedreid.datasets.synthetic import SyntheticSpec
 from fedreid.errors import PlanRefused
 from fedreid.names import check_label
 from fedreid.plan import Count, Plan, Section, parse_plan, parse_toml
+from silo_agent.config import PrivacyPolicy
 
 PUBLIC = "public"
 """What a method's plan says in ``distillation.images`` for the bench's public images."""
@@ -106,6 +107,8 @@ class MethodSpec(Section, frozen=True, kw_only=True):
     kind: CellKind = "federated"
     override: Tree = msgspec.field(default_factory=dict)
     """Keys of the plan, section by section."""
+    privacy: PrivacyPolicy = PrivacyPolicy()
+    """Of every silo's policy; only on the ``local`` transport."""
 
 
 class Bench(Section, frozen=True, kw_only=True):
@@ -233,6 +236,8 @@ def _check(bench: Bench) -> None:
     check_label(bench.name, what="bench name")
     if (bench.generated is None) == (not bench.datasets):
         raise PlanRefused("A bench has either [generated] silos or [datasets]")
+    if any(method.privacy.on for method in bench.methods) and bench.transport != "local":
+        raise PlanRefused("Methods with privacy run on the transport local only")
     for scenario in bench.scenarios:
         unknown = [
             name for name in scenario.datasets if bench.datasets and name not in bench.datasets

@@ -52,6 +52,7 @@ from fedreid.datasets.layouts import REPEATS
 from fedreid.errors import ExitCode, FedreidError, RunError, UsageError
 from fedreid.files import held_alone, make_folder, remove_folder, write_bytes
 from fedreid.plan import Plan, parse_plan
+from silo_agent.config import Policy
 
 _POLL_S = 0.5
 _FAILURE_NAME = "failure.txt"
@@ -86,8 +87,10 @@ class Cell:
         """
         if not (self.folder / CELL_NAME).exists():
             return False
-        before = parse_plan(read_cell(self.folder).plan)
-        if before == _with_everybody(self.plan, before.quorum.min_silos):
+        result = read_cell(self.folder)
+        before = parse_plan(result.plan)
+        same_plan = before == _with_everybody(self.plan, before.quorum.min_silos)
+        if same_plan and result.privacy == self.method.privacy:
             return True
         raise RunError(
             f"The cell {self.folder.name} was run with another plan",
@@ -324,6 +327,7 @@ def _measured(cell: Cell) -> CellResult:
             federation=cell.bench,
             plan=cell.plan,
             silos=scenario.silos,
+            policy=Policy(privacy=cell.method.privacy),
         ).run()
     return CellResult(
         bench=cell.bench,
@@ -334,6 +338,7 @@ def _measured(cell: Cell) -> CellResult:
         kind=cell.method.kind,
         transport=cell.transport,
         plan=tomli_w.dumps(msgspec.to_builtins(cell.plan)),
+        privacy=cell.method.privacy,
         silos=scenario.uses,
         untrained=done.untrained,
         rounds=done.rounds,

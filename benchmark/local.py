@@ -396,6 +396,7 @@ class LocalRun:
             participants=tuple(self._silos),
             weights=state.weights,
             cosine_distances={u.silo: u.report.cosine_distance for u in state.updates},
+            epsilons={u.silo: u.report.privacy.epsilon for u in state.updates if u.report.privacy},
             phase_seconds=seconds,
             upload_bytes=uploaded,
             download_bytes=state.download_bytes,
