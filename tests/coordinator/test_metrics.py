@@ -21,7 +21,14 @@ from coordinator.rounds.machine import (
     advance,
 )
 from fedreid.errors import Refusal
-from tests.coordinator.rounds.states import BEGAN_S, DEADLINE_S, opened, rules, update
+from tests.coordinator.rounds.states import (
+    BEGAN_S,
+    DEADLINE_S,
+    PRIVACY,
+    opened,
+    rules,
+    update,
+)
 
 CLOSED: dict[str, set[str]] = {
     "reason": {reason.value for reason in Refusal},
@@ -126,6 +133,17 @@ def test_a_published_round_leaves_its_figures() -> None:
     assert value("fedreid_silo_cosine_distance", silo="a") == 0.5
     assert value("fedreid_distillation_loss", stage="before") == 2.0
     assert value("fedreid_distillation_loss", stage="after") == 1.5
+
+
+def test_a_silo_with_noise_shows_its_epsilon_and_no_distance() -> None:
+    state = advance(opened("quiet", "open"), update("quiet", private=True), rules(), BEGAN_S)
+    metrics.note_round(advance(state, update("open"), rules(), BEGAN_S), BEGAN_S)
+    assert value("fedreid_silo_privacy_epsilon", silo="quiet") == PRIVACY.epsilon
+    for name, silo in (
+        ("fedreid_silo_privacy_epsilon", "open"),
+        ("fedreid_silo_cosine_distance", "quiet"),
+    ):
+        assert REGISTRY.get_sample_value(name, {"silo": silo}) is None
 
 
 def test_a_failed_round_is_no_success() -> None:

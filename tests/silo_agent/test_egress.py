@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as some
 
-from fedreid.contract import TrainTask, UpdateReport
+from fedreid.contract import PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
 from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
 from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, write_model
-from silo_agent.config import Policy
+from silo_agent.config import Policy, PrivacyPolicy
 from silo_agent.egress import Parcel, check_report, check_task, pack, shared_layout
 
 Tensors = dict[str, FloatArray]
@@ -221,3 +221,12 @@ def test_a_silo_with_too_few_images_sends_nothing() -> None:
         check_report(report, Policy(minimum_images=10))
     with pytest.raises(PolicyRefused):
         check_report(msgspec.structs.replace(report, num_images=1), Policy())
+
+
+def test_an_update_without_noise_does_not_leave_where_the_policy_demands_it() -> None:
+    report = UpdateReport(num_images=9, cosine_distance=0.5, train_loss=1.0, num_steps=4)
+    policy = Policy(privacy=PrivacyPolicy(noise_multiplier=1.0, epsilon_budget=8.0))
+    with pytest.raises(PolicyRefused, match="without noise"):
+        check_report(report, policy)
+    spent = PrivacyReport(clip_norm=1.0, noise_multiplier=1.0, epsilon=4.8, delta=1e-5)
+    check_report(report.withheld(spent), policy)
