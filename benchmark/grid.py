@@ -52,7 +52,6 @@ from fedreid.datasets.layouts import REPEATS
 from fedreid.errors import ExitCode, FedreidError, RunError, UsageError
 from fedreid.files import held_alone, make_folder, remove_folder, write_bytes
 from fedreid.plan import Plan, parse_plan
-from silo_agent.config import Policy
 
 _POLL_S = 0.5
 _FAILURE_NAME = "failure.txt"
@@ -90,7 +89,7 @@ class Cell:
         result = read_cell(self.folder)
         before = parse_plan(result.plan)
         same_plan = before == _with_everybody(self.plan, before.quorum.min_silos)
-        if same_plan and result.privacy == self.method.privacy:
+        if same_plan and result.policy == self.method.policy:
             return True
         raise RunError(
             f"The cell {self.folder.name} was run with another plan",
@@ -327,7 +326,7 @@ def _measured(cell: Cell) -> CellResult:
             federation=cell.bench,
             plan=cell.plan,
             silos=scenario.silos,
-            policy=Policy(privacy=cell.method.privacy),
+            policy=cell.method.policy,
         ).run()
     return CellResult(
         bench=cell.bench,
@@ -338,7 +337,7 @@ def _measured(cell: Cell) -> CellResult:
         kind=cell.method.kind,
         transport=cell.transport,
         plan=tomli_w.dumps(msgspec.to_builtins(cell.plan)),
-        privacy=cell.method.privacy,
+        policy=cell.method.policy,
         silos=scenario.uses,
         untrained=done.untrained,
         rounds=done.rounds,

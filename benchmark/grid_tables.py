@@ -228,7 +228,7 @@ def privacy_table(grid: Grid, scenario: str) -> Table | None:
         for name in grid.methods(scenario)
         if (cells := grid.of_method(scenario, name))[0].kind == "federated"
     ]
-    if not any(cells[0].privacy.on for _, cells in methods):
+    if not any(cells[0].policy.privacy.on for _, cells in methods):
         return None
     return Table(
         title="What differential privacy costs",
@@ -250,15 +250,15 @@ def privacy_table(grid: Grid, scenario: str) -> Table | None:
 
 
 def _privacy(cells: Sequence[CellResult]) -> tuple[Entry, ...]:
-    policy = cells[0].privacy
-    if not policy.on:
+    privacy = cells[0].policy.privacy
+    if not privacy.on:
         return (Entry(text="none"), Entry(text="none"), Entry(text="∞"), Entry())
     epsilon = max(max(cell.rounds[-1].epsilons.values()) for cell in cells)
     return (
-        Entry(text=f"{policy.clip_norm:g}"),
-        Entry(text=f"{policy.noise_multiplier:g}"),
+        Entry(text=f"{privacy.clip_norm:g}"),
+        Entry(text=f"{privacy.noise_multiplier:g}"),
         Entry(text=f"{epsilon:.3g}"),
-        Entry(text=f"{policy.delta:g}"),
+        Entry(text=f"{privacy.delta:g}"),
     )
 
 

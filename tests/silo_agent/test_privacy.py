@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as some
 
 from fedreid.errors import JobFailed, PolicyRefused
 from fedreid.files import make_folder
+from fedreid.limits import MIB
 from fedreid.plan import BatchNormPolicy, Encoding
 from fedreid.wire.tensors import (
     FloatArray,
@@ -86,7 +88,7 @@ def noisy(
     return load_tensors(folder / "out")
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=some.floats(1e-3, 50.0), clip_norm=some.floats(1e-2, 10.0))
 def test_without_noise_the_change_is_scaled_down_to_the_clip_norm_and_never_up(
     tmp_path: Path, length: float, clip_norm: float
@@ -109,6 +111,18 @@ def test_the_change_is_clipped_over_more_than_one_block(tmp_path: Path) -> None:
     trained = moved(base, 40.0)
     after = noisy(tmp_path, trained, base, clip_norm=2.0, noise_multiplier=0.0)
     assert distance(after, base) == pytest.approx(2.0, rel=1e-4)
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    base = model(1, elements=12_000_000)  # 48 MB
+    save_tensors(tmp_path / "base", base)
+    del base
+    with TensorFile(tmp_path / "base") as file:
+        tracemalloc.start()
+        add_noise(file, file, tmp_path / "out", file.layout, clip_norm=1, noise_multiplier=1)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak_bytes < 24 * MIB
 
 
 def test_an_update_that_has_not_moved_gets_noise_all_the_same(tmp_path: Path) -> None:
