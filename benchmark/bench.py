@@ -36,6 +36,7 @@ from fedreid.datasets.synthetic import SyntheticSpec
 from fedreid.errors import PlanRefused
 from fedreid.names import check_label
 from fedreid.plan import Count, Plan, Section, parse_plan, parse_toml
+from silo_agent.config import Policy
 
 PUBLIC = "public"
 """What a method's plan says in ``distillation.images`` for the bench's public images."""
@@ -109,6 +110,8 @@ class MethodSpec(Section, frozen=True, kw_only=True):
     """A silo that wants to do harm; only in one process, where updates can be got at."""
     override: Tree = msgspec.field(default_factory=dict)
     """Keys of the plan, section by section."""
+    policy: Policy = Policy()
+    """Of every silo; another than the usual one only on the ``local`` transport."""
 
 
 class Bench(Section, frozen=True, kw_only=True):
@@ -243,6 +246,11 @@ def _check(bench: Bench) -> None:
     check_label(bench.name, what="bench name")
     if (bench.generated is None) == (not bench.datasets):
         raise PlanRefused("A bench has either [generated] silos or [datasets]")
+    if bench.transport != "local" and any(m.policy != Policy() for m in bench.methods):
+        raise PlanRefused(
+            "A method with a policy of its own runs on the transport local only",
+            next_step="Leave out the policy, or the transport.",
+        )
     for scenario in bench.scenarios:
         unknown = [
             name for name in scenario.datasets if bench.datasets and name not in bench.datasets

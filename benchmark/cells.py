@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmark.results import Accuracy, Record, RoundResult, read_record, write_record
+from silo_agent.config import Policy
 
 CellKind = Literal["federated", "standalone", "centralised"]
 """A federation; each silo alone; one model trained on the images of all silos (upper bound)."""
@@ -52,6 +53,8 @@ class CellResult(Record, frozen=True, kw_only=True):
     transport: Transport
     plan: str
     """The plan's TOML text, as it was run."""
+    policy: Policy = Policy()
+    """Of every silo."""
     silos: dict[str, SiloUse]
     untrained: dict[str, Accuracy]
     """The start weights on each silo's test set."""

@@ -87,8 +87,10 @@ class Cell:
         """
         if not (self.folder / CELL_NAME).exists():
             return False
-        before = parse_plan(read_cell(self.folder).plan)
-        if before == _with_everybody(self.plan, before.quorum.min_silos):
+        result = read_cell(self.folder)
+        before = parse_plan(result.plan)
+        same_plan = before == _with_everybody(self.plan, before.quorum.min_silos)
+        if same_plan and result.policy == self.method.policy:
             return True
         raise RunError(
             f"The cell {self.folder.name} was run with another plan",
@@ -326,6 +328,7 @@ def _measured(cell: Cell) -> CellResult:
             plan=cell.plan,
             silos=scenario.silos,
             tamper=tampering(cell.method.attack) if cell.method.attack else None,
+            policy=cell.method.policy,
         ).run()
     return CellResult(
         bench=cell.bench,
@@ -336,6 +339,7 @@ def _measured(cell: Cell) -> CellResult:
         kind=cell.method.kind,
         transport=cell.transport,
         plan=tomli_w.dumps(msgspec.to_builtins(cell.plan)),
+        policy=cell.method.policy,
         silos=scenario.uses,
         untrained=done.untrained,
         rounds=done.rounds,

@@ -15,7 +15,13 @@ from benchmark.accuracy_table import accuracy_table, published_table
 from benchmark.cells import CellResult
 from benchmark.claims import Claims, judged
 from benchmark.finished import Grid, mean_of_silos
-from benchmark.grid_tables import comparison_table, cost_table, steadiness_table, winner_table
+from benchmark.grid_tables import (
+    comparison_table,
+    cost_table,
+    privacy_table,
+    steadiness_table,
+    winner_table,
+)
 from benchmark.long_form import write_long_form
 from benchmark.pages import (
     PAGE_NAME,
@@ -123,7 +129,7 @@ def _chapter(grid: Grid, scenario: str, out: Path, claims: Claims) -> Chapter:
         tables.append(steadiness_table(grid, scenario, reference))
         tables += [comparison_table(grid, scenario, name) for name in reversed(against)]
         tables.append(winner_table(grid, scenario))
-    tables.append(cost_table(grid, scenario))
+    tables += [privacy_table(grid, scenario), cost_table(grid, scenario)]
     drawings = [] if reference is None else _drawings(grid, scenario, claims, reference)
     cells, kind = grid.in_scenario(scenario), grid.kind(scenario)
     seeds = len({cell.seed for cell in cells})

@@ -221,6 +221,54 @@ def cost_table(grid: Grid, scenario: str) -> Table:
     )
 
 
+def privacy_table(grid: Grid, scenario: str) -> Table | None:
+    """Noise, its price in epsilon, and what it does to the model; None where nobody adds any."""
+    methods = [
+        (name, cells)
+        for name in grid.methods(scenario)
+        if (cells := grid.of_method(scenario, name))[0].kind == "federated"
+    ]
+    if not any(cells[0].policy.privacy.on for _, cells in methods):
+        return None
+    return Table(
+        title="What differential privacy costs",
+        lead="Noise on all that leaves a silo, over twice the clip norm; epsilon of the whole run, "
+        "the largest of any silo. Protected is a silo's whole contribution, not a person.",
+        head="method",
+        columns=(
+            Column(title="clip norm"),
+            Column(title="noise", note="multiplier"),
+            Column(title="epsilon"),
+            Column(title="delta"),
+            Column(title="mAP", note="global, mean"),
+        ),
+        rows=tuple(
+            Row(name=name, entries=(*_privacy(cells), _global_map(cells)))
+            for name, cells in methods
+        ),
+    )
+
+
+def _privacy(cells: Sequence[CellResult]) -> tuple[Entry, ...]:
+    privacy = cells[0].policy.privacy
+    if not privacy.on:
+        return (Entry(text="none"), Entry(text="none"), Entry(text="∞"), Entry())
+    epsilon = max(max(cell.rounds[-1].epsilons.values()) for cell in cells)
+    return (
+        Entry(text=f"{privacy.clip_norm:g}"),
+        Entry(text=f"{privacy.noise_multiplier:g}"),
+        Entry(text=f"{epsilon:.3g}"),
+        Entry(text=f"{privacy.delta:g}"),
+    )
+
+
+def _global_map(cells: Sequence[CellResult]) -> Entry:
+    found = spread(
+        mean for cell in cells if (mean := mean_of_silos(cell, "global", "map")) is not None
+    )
+    return Entry() if found is None else Entry(text=points(found.mean), beside=deviation(found))
+
+
 def _uploaded(cell: CellResult) -> float:
     return sum(one.upload_bytes for one in cell.rounds)
 

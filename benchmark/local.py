@@ -42,14 +42,18 @@ from fedreid.plan import Plan
 from fedreid.wire.encoding import decode, encode, payload_bytes
 from fedreid.wire.tensors import Layout, TensorFile
 from silo_agent import config as agent
+from silo_agent.budget import PrivacyBudget
 from silo_agent.egress import Parcel, pack
 from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
 from silo_agent.learning.worker import SiloWorker, make_deterministic
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.privacy import make_private
 
 PROGRESS_NAME = "progress.json"
 Tamper = Callable[[str, Path, Path, UpdateReport], UpdateReport]
 """Given silo, its update's file, the base model and the report: changes the file and the report."""
+
+_POLICY = agent.Policy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +106,13 @@ class LocalRun:
         silos: Mapping[str, SiloFolder],
         tests: Mapping[str, SiloFolder] | None = None,
         tamper: Tamper | None = None,
+        policy: agent.Policy = _POLICY,
     ) -> None:
         """Prepare a run below ``root``; one of the same plan that was interrupted goes on.
 
         ``tests`` names the test sets of the global model, by default those of the silos;
-        ``tamper`` changes what a silo sends, as a silo that is not honest would.
+        ``tamper`` changes what a silo sends, as one that is not honest would; ``policy`` is every
+        silo's.
         """
         self._root = root
         self._federation = federation
@@ -116,9 +122,10 @@ class LocalRun:
         self._folders = Folders(root / "coordinator")
         self._tamper = tamper
         self._workers = {name: SiloWorker() for name in {*self._silos, *self._tests}}
-        self._outboxes = {
-            name: Outbox(agent.Folders(make_folder(root / name))) for name in self._silos
-        }
+        folders = {name: agent.Folders(make_folder(root / name)) for name in self._silos}
+        self._outboxes = {name: Outbox(own) for name, own in folders.items()}
+        self._policy = policy
+        self._budgets = {name: PrivacyBudget(own, policy.privacy) for name, own in folders.items()}
 
     @property
     def model(self) -> Path:
@@ -245,6 +252,9 @@ class LocalRun:
             report,
             base_round=task.round - 1,
             previous=outbox.newest(task.run, before=task.round),
+            privacy=make_private(
+                out, base, bn=task.bn, policy=self._policy, budget=self._budgets[silo]
+            ),
         )
         outbox.put(out, finished)
         return finished
@@ -257,7 +267,7 @@ class LocalRun:
             folder=folder,
             update=folder / UPDATE_FILE,
             base=self._layout(state.base_of(silo)),
-            policy=agent.Policy(),
+            policy=self._policy,
             destination="",
         )
 
@@ -399,6 +409,7 @@ class LocalRun:
             participants=tuple(self._silos),
             weights=state.weights,
             cosine_distances={u.silo: u.report.cosine_distance for u in state.updates},
+            epsilons={u.silo: u.report.privacy.epsilon for u in state.updates if u.report.privacy},
             phase_seconds=seconds,
             upload_bytes=uploaded,
             download_bytes=state.download_bytes,

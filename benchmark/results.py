@@ -95,6 +95,8 @@ class RoundResult(Record, frozen=True, kw_only=True):
     weights: dict[str, float]
     """Share of each participant in the aggregate; sums to 1."""
     cosine_distances: dict[str, float]
+    epsilons: dict[str, float] = {}
+    """Privacy loss up to this round of each silo whose updates left with noise."""
     phase_seconds: dict[str, float]
     """In the order of the phases."""
     upload_bytes: int

@@ -41,6 +41,11 @@ SILO_WEIGHT = Gauge(
     "fedreid_silo_aggregation_weight_ratio", "Share in the newest aggregate.", ["silo"]
 )
 SILO_DISTANCE = Gauge("fedreid_silo_cosine_distance", "Newest cosine distance.", ["silo"])
+SILO_EPSILON = Gauge(
+    "fedreid_silo_privacy_epsilon",
+    "Privacy loss of all the silo's updates, as it told; no series without noise.",
+    ["silo"],
+)
 SILO_LAST_SEEN = Gauge(
     "fedreid_silo_last_seen_timestamp_seconds", "When the silo was last heard of.", ["silo"]
 )
@@ -67,7 +72,11 @@ def note_round(state: RoundState, now_s: float) -> None:
     for phase, seconds in state.phase_seconds.items():
         ROUND_PHASE.labels(phase).observe(seconds)
     for update in state.updates:
-        SILO_DISTANCE.labels(update.silo).set(update.report.cosine_distance)
+        privacy = update.report.privacy
+        if privacy is None:
+            SILO_DISTANCE.labels(update.silo).set(update.report.cosine_distance)
+        else:
+            SILO_EPSILON.labels(update.silo).set(privacy.epsilon)
     for flags in state.flags.values():
         for flag in flags:
             UPDATES_FLAGGED.labels(flag).inc()

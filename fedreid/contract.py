@@ -67,6 +67,29 @@ class RenewTask:
 Task = WaitTask | TrainTask | EvaluateTask | RenewTask
 
 
+class PrivacyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How an update was made private at its silo, and what it has cost."""
+
+    clip_norm: float
+    """Largest L2 norm of the change, before the noise."""
+    noise_multiplier: float
+    """Standard deviation of the noise over the sensitivity, which is twice ``clip_norm``."""
+    epsilon: float
+    """Privacy loss of all the silo's updates with noise so far, this one included."""
+    delta: float
+
+    def checked(self) -> "PrivacyReport":
+        """The report, if its numbers can be what they claim to be.
+
+        Raises:
+            UpdateRefused: a number out of range.
+        """
+        positive = (self.clip_norm, self.noise_multiplier, self.epsilon)
+        if not (all(0 < value < math.inf for value in positive) and 0 < self.delta < 1):
+            raise UpdateRefused(Refusal.REPORT, "The report's privacy holds a number out of range")
+        return self
+
+
 class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers that go with an update."""
 
@@ -75,6 +98,16 @@ class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
     train_loss: float
     num_steps: int
     """Optimiser steps of the round: by how many the update is divided where silos are compared."""
+    privacy: PrivacyReport | None = None
+    """Set where noise was added; distance and loss are then withheld: see :meth:`withheld`."""
+
+    def withheld(self, privacy: PrivacyReport) -> "UpdateReport":
+        """The numbers that may go with an update that is private.
+
+        Distance and loss say something of the images that no noise covers, so both become 0.
+        Counts of images and steps stay: the guarantee takes them for known.
+        """
+        return msgspec.structs.replace(self, cosine_distance=0.0, train_loss=0.0, privacy=privacy)
 
     def checked(self) -> "UpdateReport":
         """The report, if its numbers can be what they claim to be.
@@ -98,6 +131,8 @@ class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not math.isfinite(self.train_loss):
             raise UpdateRefused(Refusal.REPORT, f"The training loss is {self.train_loss}")
+        if self.privacy is not None:
+            self.privacy.checked()
         return self
 
 

@@ -121,12 +121,14 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """Who this silo is, and what its last round gave."""
     import msgspec
 
+    from silo_agent.budget import PrivacyBudget
     from silo_agent.config import Folders, load_config, load_membership
     from silo_agent.outbox import Outbox
 
     folders = Folders(data.resolve())
     membership, config = load_membership(folders), load_config(folders)
     last = Outbox(folders).last()
+    privacy = PrivacyBudget(folders, config.policy.privacy).statement()
     if as_json:
         print_json(
             {
@@ -134,6 +136,7 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
                 "federation": membership.federation,
                 "coordinator": config.coordinator,
                 "dataset": config.dataset,
+                "privacy": msgspec.to_builtins(privacy),
                 "last_round": msgspec.to_builtins(last),
             }
         )
@@ -143,6 +146,7 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
         say("has not trained a round yet")
     else:
         say(f"last trained round {last.round} of {last.run} on {last.report.num_images} images")
+    say(privacy.sentence())
 
 
 @app.command()

@@ -5,6 +5,7 @@
     agent.toml        settings and the operator's policy
     identity/         key and certificate; pending-key.pem while enrolling
     membership.json   federation, silo, and the key that signs models
+    privacy.json      updates that have left with noise: what has been spent of the budget
     models/           fetched models, by digest
     rounds/           what each round left: the update (outbox) and what never leaves (private/)
     audit/            what happened and what left, hash-chained
@@ -22,9 +23,36 @@ from fedreid.errors import ConfigRefused, IdentityMissing, PlanRefused, StorageE
 from fedreid.files import make_folder, write_bytes
 from fedreid.pki.files import IdentityFiles
 from fedreid.pki.identity import Identity, IdentityStore
-from fedreid.plan import Encoding, Section, parse_toml
+from fedreid.plan import Encoding, NonNegative, Positive, Section, parse_toml
 
 Limit = Annotated[int, Meta(ge=0)]
+
+
+class PrivacyPolicy(Section, frozen=True, kw_only=True):
+    """Differential privacy of what leaves; off unless ``noise_multiplier`` is set.
+
+    What is protected is all that this silo contributes, against its replacement by any other
+    silo's images of the same number; docs/privacy.md says what that means.
+    """
+
+    noise_multiplier: NonNegative = 0.0
+    """Standard deviation of the noise on each value, over twice ``clip_norm``; 0 = none."""
+    clip_norm: Positive = 1.0
+    """Largest L2 norm of what a round changes; a larger change is scaled down to it."""
+    delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
+    """The probability with which epsilon may not hold."""
+    epsilon_budget: NonNegative = 0.0
+    """Epsilon that all updates together may cost; the next one beyond it is not trained."""
+
+    def __post_init__(self) -> None:
+        """Refuse noise without a budget; msgspec makes a ValidationError of it."""
+        if self.on and self.epsilon_budget == 0.0:
+            raise ValueError("a noise_multiplier needs an epsilon_budget")
+
+    @property
+    def on(self) -> bool:
+        """Whether updates leave with noise only."""
+        return self.noise_multiplier > 0.0
 
 
 class Policy(Section, frozen=True, kw_only=True):
@@ -57,6 +85,7 @@ class Policy(Section, frozen=True, kw_only=True):
     """Largest ‖w − w_before‖ / ‖w_before‖ between the model to train on and the one that this silo
     trained on before in the run, over learned tensors. A model with NaN or infinity is refused
     always."""
+    privacy: PrivacyPolicy = PrivacyPolicy()
 
 
 class AgentConfig(Section, frozen=True, kw_only=True):
@@ -117,6 +146,11 @@ class Folders:
     def audit(self) -> Path:
         """What happened, and what left."""
         return self.root / "audit"
+
+    @property
+    def privacy(self) -> Path:
+        """What has been spent of the privacy budget."""
+        return self.root / "privacy.json"
 
     @property
     def models(self) -> Path:

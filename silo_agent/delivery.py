@@ -98,19 +98,23 @@ class Delivery:
         number: int,
         results: tuple[EvaluationResult, ...],
     ) -> None:
-        """Send figures; none is an answer too, where no query of the silo has a match."""
+        """Send figures; none is an answer too, where no query of the silo has a match.
+
+        No noise covers figures: they stay here where updates leave with noise only.
+        """
+        sent = () if self._policy.privacy.on else results
         await off_loop(
             self._audit.append,
             "figures.sent",
             destination=self._address,
             run=run,
             round=number,
-            **{result.model: _numbers(result) for result in results},
+            **{result.model: _numbers(result) for result in sent},
         )
         request = pb.ReportEvaluationRequest(
             run=run,
             round=number,
-            evaluations=[evaluation_to_wire(result) for result in results],
+            evaluations=[evaluation_to_wire(result) for result in sent],
         )
         with calling(self._address):
             await stub.ReportEvaluation(request, timeout=CALL_S)

@@ -131,11 +131,25 @@ def check_images(count: int, policy: Policy) -> None:
         )
 
 
-def outline(base: Layout, *, bn: BatchNormPolicy, encoding: Encoding, policy: Policy) -> Outline:
-    """Which tensors leave under a plan: the base model's, without BatchNorm where that stays here.
+def check_noise(report: UpdateReport, policy: Policy) -> None:
+    """Check that an update has the noise that the policy demands.
 
     Raises:
-        PolicyRefused: the plan wants a tensor, or an encoding, that the policy keeps here.
+        PolicyRefused: it has none.
+    """
+    if policy.privacy.on and report.privacy is None:
+        raise PolicyRefused(
+            "This update was trained without noise",
+            why="the policy lets updates leave with noise only",
+            next_step="Remove the round's folder; it is trained again.",
+        )
+
+
+def shared_layout(base: Layout, *, bn: BatchNormPolicy, policy: Policy) -> Layout:
+    """The tensors that leave: the base model's, without BatchNorm where that stays here.
+
+    Raises:
+        PolicyRefused: the plan wants a tensor that the policy keeps here.
     """
     names = set(base.names)
     if not policy.batchnorm_statistics:
@@ -150,7 +164,18 @@ def outline(base: Layout, *, bn: BatchNormPolicy, encoding: Encoding, policy: Po
             why="no pattern of policy.tensors fits them",
             next_step="Ask the coordinator's operators what they are, or extend policy.tensors.",
         )
-    return Outline(layout=base.only(names), encoding=_encoding(encoding, policy))
+    return base.only(names)
+
+
+def outline(base: Layout, *, bn: BatchNormPolicy, encoding: Encoding, policy: Policy) -> Outline:
+    """Which tensors leave under a plan, and in which encoding.
+
+    Raises:
+        PolicyRefused: the plan wants a tensor, or an encoding, that the policy keeps here.
+    """
+    return Outline(
+        layout=shared_layout(base, bn=bn, policy=policy), encoding=_encoding(encoding, policy)
+    )
 
 
 def pack(
@@ -165,12 +190,13 @@ def pack(
     """Name what leaves of a trained round, and write its payload where ``update`` itself is not it.
 
     Raises:
-        PolicyRefused: the policy keeps here what the plan wants, there are too few images, or
-            the destination is none of the policy's.
+        PolicyRefused: the policy keeps here what the plan wants, there are too few images, no
+            noise where the policy demands it, or the destination is none of the policy's.
         StorageError: the update lacks a tensor of the base model, or has another shape.
     """
     check_destination(destination, policy)
     check_images(finished.report.num_images, policy)
+    check_noise(finished.report, policy)
     leaving = outline(base, bn=finished.bn, encoding=finished.encoding, policy=policy)
     with TensorFile(update) as file:
         if file.layout.only(leaving.layout.names) != leaving.layout:

@@ -3,8 +3,8 @@
 ::
 
     rounds/RUN-000007/
-    ├── update.safetensors   the whole local backbone after training
-    ├── private/             classifier and standalone state
+    ├── update.safetensors   the whole local backbone after training; with noise, what leaves
+    ├── private/             classifier and standalone state; with noise, the backbone without it
     ├── round.json           what round it was, and its numbers
     └── published.json       what the model that came of it scored here, after the last round
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from fedreid.contract import EvaluationResult, TrainTask, UpdateReport
+from fedreid.contract import EvaluationResult, PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import StorageError
 from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
 from fedreid.limits import FIGURES_KEPT
@@ -26,6 +26,8 @@ from silo_agent.config import Folders
 from silo_agent.learning.jobs import TrainReport
 
 UPDATE_FILE = "update.safetensors"
+OWN_FILE = "private/backbone.safetensors"
+"""The backbone as it was trained, where the update has noise."""
 _NOTE = "round.json"
 _PUBLISHED = "published.json"
 
@@ -50,6 +52,7 @@ class FinishedRound(msgspec.Struct, frozen=True, kw_only=True):
     bn: BatchNormPolicy
     encoding: Encoding
     report: UpdateReport
+    """As it goes with the update."""
     num_identities: int
     evaluations: tuple[EvaluationResult, ...]
     earlier: tuple[ModelFigures, ...]
@@ -63,8 +66,13 @@ class FinishedRound(msgspec.Struct, frozen=True, kw_only=True):
         *,
         base_round: int,
         previous: "FinishedRound | None",
+        privacy: PrivacyReport | None = None,
     ) -> "FinishedRound":
-        """The round of a task that was trained; ``previous`` is the run's one before it."""
+        """The round of a task that was trained; ``previous`` is the run's one before it.
+
+        ``privacy`` is what was done to the update, if anything.
+        """
+        numbers = report.numbers()
         return cls(
             run=task.run,
             round=task.round,
@@ -73,7 +81,7 @@ class FinishedRound(msgspec.Struct, frozen=True, kw_only=True):
             backbone=task.backbone,
             bn=task.bn,
             encoding=task.upload_encoding,
-            report=report.numbers(),
+            report=numbers if privacy is None else numbers.withheld(privacy),
             num_identities=report.num_identities,
             evaluations=report.evaluations,
             earlier=() if previous is None else previous.figures(),

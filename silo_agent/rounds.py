@@ -17,6 +17,7 @@ from fedreid.clock import Clock
 from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
+    PrivacyReport,
     RenewTask,
     TrainTask,
     WaitTask,
@@ -30,6 +31,7 @@ from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.messages import task_from_wire
 from fedreid.work import off_loop
+from silo_agent.budget import PrivacyBudget
 from silo_agent.config import AgentConfig, Folders, Membership
 from silo_agent.delivery import Delivery
 from silo_agent.egress import check_images, check_task
@@ -38,6 +40,7 @@ from silo_agent.jumps import check_model
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob, TrainReport
 from silo_agent.models import ModelCache
 from silo_agent.outbox import FinishedRound, Outbox
+from silo_agent.privacy import make_private
 from silo_agent.trust.channel import Line, calling
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ class Participant:
         self._clock = clock
         self._models = ModelCache(folders, membership, audit)
         self._outbox = Outbox(folders)
+        self._budget = PrivacyBudget(folders, config.policy.privacy)
         self._silo = Silo(
             federation=membership.federation,
             name=membership.silo,
@@ -148,6 +152,10 @@ class Participant:
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
         finished = self._outbox.find(task.run, task.round, task.base_digest)
+        if finished and self._config.policy.privacy.on and finished.report.privacy is None:
+            finished = None  # trained before noise was switched on: it may not leave as it is
+        if finished is None:
+            await off_loop(self._budget.check)
         base = await self._fetch(stub, task)
         if finished is None:
             await self._check_before_training(task, base)
@@ -212,6 +220,7 @@ class Participant:
             report,
             base_round=base.round,
             previous=self._outbox.newest(task.run, before=task.round),
+            privacy=await self._make_private(task, base, out),
         )
         await off_loop(self._outbox.put, out, finished)
         self._tell(
@@ -220,6 +229,18 @@ class Participant:
             f"cosine distance {report.cosine_distance:.4f}"
         )
         return finished
+
+    async def _make_private(self, task: TrainTask, base: Held, out: Path) -> PrivacyReport | None:
+        policy = self._config.policy
+        report = await off_loop(
+            make_private, out, Path(base.path), bn=task.bn, policy=policy, budget=self._budget
+        )
+        if report is not None:
+            self._tell(
+                f"round {task.round}: noise added, epsilon is {report.epsilon:.4g} of "
+                f"{policy.privacy.epsilon_budget:g} at a delta of {report.delta:g}"
+            )
+        return report
 
     def _train_job(self, task: TrainTask, base: Held, out: Path) -> TrainJob:
         return TrainJob.of(

@@ -5,6 +5,7 @@ benchmark in one process) gets the same bytes from the same updates. Every job i
 round, so that doing it again after a crash gives the same file.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import msgspec
 from coordinator.folders import Folders
 from coordinator.learning import jobs
 from coordinator.rounds.machine import Aggregated, RoundState, Rules
+from fedreid.contract import UpdateReport
 from fedreid.names import Digest
 from fedreid.plan import Plan
 from fedreid.seeds import derive_seed
@@ -184,7 +186,18 @@ def _contributions(folders: Folders, state: RoundState) -> tuple[jobs.Contributi
             path=str(update_path(folders, state, update.silo)),
             num_images=update.report.num_images,
             num_steps=update.report.num_steps,
-            cosine_distance=update.report.cosine_distance,
+            cosine_distance=_distance(update.report, state),
         )
         for update in state.updates
     )
+
+
+def _distance(report: UpdateReport, state: RoundState) -> float:
+    """The cosine distance that a silo told; for one that withholds it, the mean of the others'.
+
+    Where all withhold it, all are 0, and the weighting is uniform.
+    """
+    if report.privacy is None:
+        return report.cosine_distance
+    told = [u.report.cosine_distance for u in state.updates if u.report.privacy is None]
+    return math.fsum(told) / len(told) if told else 0.0

@@ -9,6 +9,7 @@ from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
     ModelKind,
+    PrivacyReport,
     Release,
     ReleasePayload,
     RenewTask,
@@ -117,6 +118,7 @@ def report_to_wire(report: UpdateReport) -> pb.UpdateReport:
         cosine_distance=report.cosine_distance,
         train_loss=report.train_loss,
         num_steps=report.num_steps,
+        privacy=None if report.privacy is None else _privacy_to_wire(report.privacy),
     )
 
 
@@ -127,6 +129,7 @@ def report_from_wire(message: pb.UpdateReport) -> UpdateReport:
         cosine_distance=message.cosine_distance,
         train_loss=message.train_loss,
         num_steps=message.num_steps,
+        privacy=_privacy_from_wire(message.privacy) if message.HasField("privacy") else None,
     ).checked()
 
 
@@ -198,6 +201,19 @@ def release_from_wire(message: pb.Release) -> Release:
             for payload in message.payloads
             if is_known_encoding(payload.encoding)
         ),
+    )
+
+
+def _privacy_to_wire(privacy: PrivacyReport) -> pb.PrivacyReport:
+    return pb.PrivacyReport(**msgspec.structs.asdict(privacy))
+
+
+def _privacy_from_wire(message: pb.PrivacyReport) -> PrivacyReport:
+    return PrivacyReport(
+        clip_norm=message.clip_norm,
+        noise_multiplier=message.noise_multiplier,
+        epsilon=message.epsilon,
+        delta=message.delta,
     )
 
 

@@ -19,7 +19,7 @@ from silo_agent.config import Folders, load_membership
 from silo_agent.held import newest_held
 from silo_agent.learning.local_round import PRIVATE_FOLDER, own_batch_norm
 from silo_agent.learning.state import BACKBONE, STANDALONE
-from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.outbox import OWN_FILE, UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.using.provenance import Provenance, read_provenance
 
 
@@ -113,7 +113,8 @@ def _trained(folders: Folders, kind: ModelKind, path_of: Callable[[Path], Path])
 
 
 def _local_path(round_folder: Path) -> Path:
-    return round_folder / UPDATE_FILE
+    own = round_folder / OWN_FILE
+    return own if own.exists() else round_folder / UPDATE_FILE
 
 
 def _standalone_path(round_folder: Path) -> Path:

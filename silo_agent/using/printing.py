@@ -9,7 +9,8 @@ import msgspec
 from fedreid.console import print_json, print_table, say
 from fedreid.datasets.checks import Unreadable
 from fedreid.errors import UsageError
-from silo_agent.config import Folders, load_membership
+from silo_agent.budget import PrivacyBudget
+from silo_agent.config import Folders, load_config, load_membership
 from silo_agent.outbox import FinishedRound, ModelFigures, Outbox
 from silo_agent.using.advice import MODELS, Advice, advise, newest_of, spread
 
@@ -31,6 +32,7 @@ def print_report(folders: Folders, *, as_json: bool) -> None:
         UsageError: no model has been measured yet.
     """
     load_membership(folders)
+    privacy = PrivacyBudget(folders, load_config(folders).policy.privacy).statement()
     outbox = Outbox(folders)
     last = outbox.last()
     if last is None:
@@ -47,10 +49,11 @@ def print_report(folders: Folders, *, as_json: bool) -> None:
         )
     advice = advise(figures)
     if as_json:
-        print_json(_report_tree(last, figures, advice))
+        print_json({**_report_tree(last, figures, advice), "privacy": msgspec.to_builtins(privacy)})
         return
     _print_models(last.run, figures, advice)
     _print_history(figures)
+    say(privacy.sentence())
     say(f"Deploy the {advice.model} model: {advice.why}")
     say(f"Next: silo-agent model export --model {advice.model} --format onnx --out reid.onnx")
 

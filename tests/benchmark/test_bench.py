@@ -9,7 +9,14 @@ from benchmark.bench import Bench, MethodSpec, ScenarioSpec, load_bench, method_
 from fedreid.errors import FedreidError, PlanRefused
 from fedreid.plan import parse_plan
 
-BENCHES = ("smoke.toml", "generated.toml", "ablations.toml", "attack.toml", "table.toml")
+BENCHES = (
+    "smoke.toml",
+    "generated.toml",
+    "ablations.toml",
+    "attack.toml",
+    "privacy.toml",
+    "table.toml",
+)
 PLANS = sorted(
     item.name
     for item in (files("benchmark") / "plans").iterdir()
@@ -79,6 +86,10 @@ def test_what_the_command_line_says_takes_the_files_place(tmp_path: Path) -> Non
         (SCENARIO + DATASETS, "methods"),
         (WHOLE.replace("by-dataset", "by-weather"), "by-weather"),
         (WHOLE.replace("kind =", 'datasets = ["duke"]\nkind ='), "unknown dataset 'duke'"),
+        (
+            'transport = "grpc"\n' + SCENARIO + METHOD + "policy.minimum_images = 9\n" + DATASETS,
+            "on the transport local only",
+        ),
         ("sceds = [1]\n" + WHOLE, "Did you mean 'seeds'"),
     ],
 )

@@ -10,6 +10,7 @@ from benchmark.cells import CELL_NAME, read_cells
 from benchmark.grid import run_grid
 from benchmark.pretraining import pretrained
 from fedreid.errors import RunError, UsageError
+from silo_agent.config import Policy
 
 TINY = GeneratedSilos(
     silos=2, ratio=(2, 1), unit_identities=3, test_identities=3, distractors=1, junk=1,
@@ -63,6 +64,12 @@ def test_a_second_run_does_nothing_again(finished: Path) -> None:
 
 def test_a_finished_cell_of_another_plan_is_not_taken(finished: Path) -> None:
     method = MethodSpec(name="best", plan="best.toml", override={"training": {"epochs": 2}})
+    with pytest.raises(RunError, match="by-dataset-best-s0 was run with another plan"):
+        run_grid(msgspec.structs.replace(BENCH, methods=(method,)), Path(), finished)
+
+
+def test_a_finished_cell_of_another_policy_is_not_taken(finished: Path) -> None:
+    method = MethodSpec(name="best", plan="best.toml", policy=Policy(minimum_images=3))
     with pytest.raises(RunError, match="by-dataset-best-s0 was run with another plan"):
         run_grid(msgspec.structs.replace(BENCH, methods=(method,)), Path(), finished)
 

@@ -16,11 +16,13 @@ from benchmark.drawing import draw_again
 from benchmark.finished import Grid, mean_of_silos
 from benchmark.grid_plots import convergence, method_styles
 from benchmark.grid_report import write_grid_report
+from benchmark.grid_tables import privacy_table
 from benchmark.long_form import SCHEMA, write_long_form
 from benchmark.report import write_report
 from benchmark.statistics import spread
 from benchmark.theme import DARK, LIGHT, Theme
 from fedreid.errors import ConfigRefused, RunError, StorageError
+from silo_agent.config import Policy, PrivacyPolicy
 from tests.benchmark.made_up import made_up
 from tests.benchmark.made_up_grid import accuracy, cell, plausible, round_of, simple, use
 
@@ -165,6 +167,25 @@ def test_silos_with_the_same_figures_share_a_panel_and_others_do_not() -> None:
     assert panels(0.2) == ["x", "y"]
     (shared,) = panels(0.1)
     assert "share" in shared
+
+
+def test_the_price_of_noise_stands_beside_what_it_buys(tmp_path: Path) -> None:
+    clear = cell("clear", 0, (round_of(1, {"x": {"global": accuracy(0.5)}}),))
+    one = round_of(1, {"x": {"global": accuracy(0.25, mean_precision=0.125)}})
+    noisy = msgspec.structs.replace(
+        cell("noisy", 0, (msgspec.structs.replace(one, epsilons={"x": 4.7285}),)),
+        policy=Policy(
+            privacy=PrivacyPolicy(noise_multiplier=1.5, clip_norm=0.5, epsilon_budget=9.0)
+        ),
+    )
+    assert privacy_table(Grid.of([clear]), "by-dataset") is None
+    table = privacy_table(Grid.of([clear, noisy]), "by-dataset")
+    assert table is not None
+    assert "| noisy | 0.5 | 1.5 | 4.73 | 1e-05 | 12.5 |" in table.markdown
+    assert "| clear | none | none | ∞ |" in table.markdown
+    write_long_form([noisy], tmp_path)
+    rows = parquet.read_table(tmp_path / "results.parquet").to_pylist()
+    assert {row["epsilon"] for row in rows} == {4.7285}
 
 
 def test_no_cells_are_told_with_the_next_step(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from benchmark.cells import CELL_NAME, CellResult, Transport
 from benchmark.grid import Cell, run_cell
 from benchmark.scenarios import Source
 from benchmark.silos import render_silos
+from silo_agent.budget import Spending, epsilon_of
+from silo_agent.config import Policy, PrivacyPolicy
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -90,3 +92,17 @@ def test_one_process_and_a_real_federation_publish_the_same(
     assert local.untrained == real.untrained and set(local.untrained) == set(local.silos)
     for ours, theirs in zip(local.rounds, real.rounds, strict=True):
         assert ours == msgspec.structs.replace(theirs, phase_seconds=ours.phase_seconds)
+
+
+def test_silos_that_add_noise_tell_its_price_after_each_round(silos: Path, tmp_path: Path) -> None:
+    privacy = PrivacyPolicy(noise_multiplier=1.0, clip_norm=1e-3, epsilon_budget=9.0)
+    method = MethodSpec(name="noisy", plan="best.toml", policy=Policy(privacy=privacy))
+    cell = result(silos, tmp_path, method, "local")
+    prices = [
+        epsilon_of((Spending(noise_multiplier=1.0, updates=count),), privacy.delta)
+        for count in (1, 2)
+    ]
+    assert [one.epsilons for one in cell.rounds] == [dict.fromkeys(cell.silos, p) for p in prices]
+    assert all(set(one.cosine_distances.values()) == {0.0} for one in cell.rounds)
+    assert all(one.weights == dict.fromkeys(cell.silos, 0.25) for one in cell.rounds)
+    assert cell.policy.privacy == privacy

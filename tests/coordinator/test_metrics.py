@@ -23,7 +23,14 @@ from coordinator.rounds.machine import (
     advance,
 )
 from fedreid.errors import Refusal
-from tests.coordinator.rounds.states import BEGAN_S, DEADLINE_S, opened, rules, update
+from tests.coordinator.rounds.states import (
+    BEGAN_S,
+    DEADLINE_S,
+    PRIVACY,
+    opened,
+    rules,
+    update,
+)
 
 CLOSED: dict[str, set[str]] = {
     "reason": {reason.value for reason in Refusal},
@@ -140,6 +147,17 @@ def test_a_flagged_update_is_counted_under_each_of_its_flags() -> None:
     for flag, count in before.items():
         grown = value("fedreid_updates_flagged_total", flag=flag) - count
         assert grown == (1 if flag in ("clipped", "outlier") else 0)
+
+
+def test_a_silo_with_noise_shows_its_epsilon_and_no_distance() -> None:
+    state = advance(opened("quiet", "open"), update("quiet", private=True), rules(), BEGAN_S)
+    metrics.note_round(advance(state, update("open"), rules(), BEGAN_S), BEGAN_S)
+    assert value("fedreid_silo_privacy_epsilon", silo="quiet") == PRIVACY.epsilon
+    for name, silo in (
+        ("fedreid_silo_privacy_epsilon", "open"),
+        ("fedreid_silo_cosine_distance", "quiet"),
+    ):
+        assert REGISTRY.get_sample_value(name, {"silo": silo}) is None
 
 
 def test_a_failed_round_is_no_success() -> None:

@@ -102,7 +102,7 @@ def check_commands(local: LocalFederation, results: Results) -> None:
     data = str(local.agent_data(silo))
     shown = json.loads(local.command("silo_agent", "egress", "show", "--data", data, "--json"))
     assert shown["numbers"].keys() == {
-        "num_images", "cosine_distance", "train_loss", "num_steps", "run", "round",
+        "num_images", "cosine_distance", "train_loss", "num_steps", "privacy", "run", "round",
     }  # fmt: skip
     assert not [name for name in shown["tensors"] if "classifier" in name]
     report = json.loads(local.command("silo_agent", "report", "--data", data, "--json"))

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as some
 
-from fedreid.contract import TrainTask, UpdateReport
+from fedreid.contract import PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
 from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
 from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, write_model
-from silo_agent.config import Policy
+from silo_agent.config import Policy, PrivacyPolicy
 from silo_agent.egress import Parcel, check_task, pack
 from silo_agent.outbox import FinishedRound
 
@@ -49,6 +49,7 @@ def packed(
     batchnorm_statistics: bool = True,
     policy: Policy | None = None,
     num_images: int = 10,
+    privacy: PrivacyReport | None = None,
 ) -> Parcel:
     path = folder / "update.safetensors"
     with path.open("wb") as stream:
@@ -61,7 +62,7 @@ def packed(
         backbone=BackbonePlan(),
         bn=bn,
         encoding=encoding,
-        report=msgspec.structs.replace(REPORT, num_images=num_images),
+        report=msgspec.structs.replace(REPORT, num_images=num_images, privacy=privacy),
         num_identities=3,
         evaluations=(),
         earlier=(),
@@ -303,3 +304,13 @@ def test_what_the_log_keeps_is_what_the_parcel_sends(tmp_path: Path) -> None:
     assert departure.names_digest == layout_of(backbone()).digest()
     assert (departure.destination, departure.report) == (ADDRESS, REPORT)
     assert departure.tensor_count == len(backbone())
+
+
+def test_an_update_without_noise_does_not_leave_where_the_policy_demands_it(
+    tmp_path: Path,
+) -> None:
+    policy = Policy(privacy=PrivacyPolicy(noise_multiplier=1.0, epsilon_budget=8.0))
+    with pytest.raises(PolicyRefused, match="without noise"):
+        packed(tmp_path, backbone(), policy=policy)
+    spent = PrivacyReport(clip_norm=1.0, noise_multiplier=1.0, epsilon=4.8, delta=1e-5)
+    assert packed(tmp_path, backbone(), policy=policy, privacy=spent).manifest.byte_count > 0

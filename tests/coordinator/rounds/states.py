@@ -1,7 +1,7 @@
 """What do rounds look like in tests? Short ways to make their states and updates."""
 
 from coordinator.rounds.machine import Accepted, RoundState, Rules, UpdateAccepted, open_round
-from fedreid.contract import UpdateReport
+from fedreid.contract import PrivacyReport, UpdateReport
 
 BEGAN_S = 1000.0
 DEADLINE_S = 600.0
@@ -45,9 +45,15 @@ def opened(*invited: str, by: Rules | None = None) -> RoundState:
     )
 
 
-def update(silo: str, *, digest: str = "d" * 64) -> UpdateAccepted:
-    """A silo's update has been accepted."""
-    report = UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4)
+PRIVACY = PrivacyReport(clip_norm=0.5, noise_multiplier=2.0, epsilon=3.25, delta=1e-5)
+
+
+def update(
+    silo: str, *, digest: str = "d" * 64, distance: float = 0.5, private: bool = False
+) -> UpdateAccepted:
+    """A silo's update has been accepted; a private one left with noise."""
+    report = UpdateReport(num_images=10, cosine_distance=distance, train_loss=1.0, num_steps=4)
+    report = report.withheld(PRIVACY) if private else report
     return UpdateAccepted(
         update=Accepted(silo=silo, payload_digest=digest, size_bytes=4, report=report)
     )

@@ -5,6 +5,7 @@ import pytest
 from fedreid.contract import (
     EvaluateTask,
     EvaluationResult,
+    PrivacyReport,
     Release,
     ReleasePayload,
     RenewTask,
@@ -13,7 +14,7 @@ from fedreid.contract import (
     UpdateReport,
     WaitTask,
 )
-from fedreid.errors import FedreidError, UpdateRefused
+from fedreid.errors import FedreidError, Refusal, UpdateRefused
 from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, TrainingPlan
 from fedreid.v1 import federation_pb2 as pb
@@ -147,6 +148,31 @@ REPORT = UpdateReport(num_images=7, cosine_distance=0.5, train_loss=1.25, num_st
 
 def test_a_report_comes_back_from_the_wire_as_it_was() -> None:
     assert report_from_wire(report_to_wire(REPORT)) == REPORT
+
+
+PRIVACY = PrivacyReport(clip_norm=0.5, noise_multiplier=2.0, epsilon=3.25, delta=1e-5)
+
+
+def test_a_private_report_says_what_was_done_and_withholds_what_no_noise_covers() -> None:
+    private = REPORT.withheld(PRIVACY)
+    assert report_from_wire(report_to_wire(private)) == private
+    assert private.privacy == PRIVACY
+    assert (private.cosine_distance, private.train_loss) == (0.0, 0.0)
+    assert (private.num_images, private.num_steps) == (REPORT.num_images, REPORT.num_steps)
+
+
+def test_a_report_without_noise_says_nothing_of_privacy() -> None:
+    assert not report_to_wire(REPORT).HasField("privacy")
+
+
+@pytest.mark.parametrize("field", ["clip_norm", "noise_multiplier", "epsilon", "delta"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_report_of_privacy_that_cannot_be_is_refused(field: str, value: float) -> None:
+    message = report_to_wire(REPORT.withheld(PRIVACY))
+    setattr(message.privacy, field, value)
+    with pytest.raises(UpdateRefused) as refused:
+        report_from_wire(message)
+    assert refused.value.reason is Refusal.REPORT
 
 
 @pytest.mark.parametrize(

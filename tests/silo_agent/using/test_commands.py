@@ -5,6 +5,7 @@ One worker holds all of these tests: torch and the trained agents are loaded onc
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,14 @@ from fedreid.reid.backbone import load_backbone
 from fedreid.reid.features import extract_features
 from fedreid.reid.transforms import ImageStore
 from fedreid.wire.tensors import FloatArray, load_tensors
+from silo_agent.budget import PrivacyBudget
 from silo_agent.cli import app
-from silo_agent.config import Folders, Membership, save_membership
-from silo_agent.outbox import Outbox
+from silo_agent.config import Folders, Membership, Policy, PrivacyPolicy, save_membership
+from silo_agent.held import newest_held
+from silo_agent.outbox import UPDATE_FILE, Outbox
+from silo_agent.privacy import make_private
 from silo_agent.using import evaluating, exporting, gallery
+from silo_agent.using.chosen import choose
 from silo_agent.using.formats import Built
 from tests.silo_agent.finished import BACKBONE
 
@@ -87,6 +92,27 @@ def test_the_report_names_the_newest_figures_of_each_model_and_the_one_to_deploy
     page = run(agent, "report")
     assert f"Deploy the {told['deploy']} model: {told['why']}" in page
     assert f"{told['deploy']}, deploy" in page
+
+
+def test_the_local_model_is_the_one_without_noise(agent: Folders, tmp_path: Path) -> None:
+    own = Folders(Path(shutil.copytree(agent.root, tmp_path / "agent")))
+    privacy = PrivacyPolicy(noise_multiplier=1.0, epsilon_budget=8.0)
+    last = Outbox(own).last()
+    held = newest_held(own, "spring")
+    assert last is not None and held is not None
+    before = choose(own, "local").provenance.digest
+    update = Outbox(own).folder(last) / UPDATE_FILE
+    without = digest_of(update)
+    make_private(
+        update.parent, Path(held.path), bn=last.bn, policy=Policy(privacy=privacy),
+        budget=PrivacyBudget(own, privacy),
+    )  # fmt: skip
+    assert digest_of(update) != without
+    assert choose(own, "local").provenance.digest == before
+    found = run_json(own, "report")["privacy"]
+    assert (found["updates"], found["on"]) == (1, False)
+    assert found["epsilon"] == pytest.approx(4.73, abs=0.01)
+    assert "epsilon 4.729" in run(own, "report")
 
 
 def test_looking_at_a_folder_that_is_no_agents_makes_none(tmp_path: Path) -> None:
