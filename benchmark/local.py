@@ -45,6 +45,7 @@ from silo_agent import config as agent
 from silo_agent.budget import PrivacyBudget
 from silo_agent.egress import Parcel, pack
 from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
+from silo_agent.learning.local_round import has_own_batch_norm
 from silo_agent.learning.worker import SiloWorker, make_deterministic
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.privacy import make_private
@@ -374,8 +375,10 @@ class LocalRun:
         found: dict[str, Accuracy] = {}
         known: dict[tuple[str, str], Accuracy] = {}
         for name, folder in self._tests.items():
+            previous = self._previous(name, before=before) if name in self._silos else ""
+            own = has_own_batch_norm(previous, self._plan.aggregation.bn)
             key = (model_of(name), folder.test)
-            if key in known:
+            if key in known and not own:
                 found[name] = known[key]
                 continue
             model = self._downloaded(model_of(name))
@@ -383,11 +386,11 @@ class LocalRun:
                 evaluate_task(self._plan, state, name),
                 self._silo(name, folder),
                 model=str(model),
-                previous=self._previous(name, before=before) if name in self._silos else "",
+                previous=previous,
             )
             for result in self._workers[name].evaluate(job, _unheard).evaluations:
                 found[name] = Accuracy.of(result)
-                if folder.test and self._plan.aggregation.bn != "local":
+                if folder.test and not own:
                     known[key] = found[name]
         return found
 

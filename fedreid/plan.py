@@ -20,7 +20,7 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
 
 Weighting = Literal["cosine", "samples", "uniform", "blend"]
-BatchNormPolicy = Literal["pooled", "local", "recalibrated", "reference"]
+BatchNormPolicy = Literal["pooled", "local", "adaptive", "recalibrated", "reference"]
 Combine = Literal["mean", "median", "trimmed_mean"]
 Encoding = Literal["fp32", "bf16"]
 MixedPrecision = Literal["off", "bf16", "fp16"]
@@ -137,7 +137,9 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
     """``finch``: silos whose models see the public images alike get a model of their own
     (TOMM'23 §5.1); needs ``distillation.images``."""
     bn: BatchNormPolicy = "pooled"
-    """What becomes of running statistics; ``local`` keeps all of BatchNorm at the silos."""
+    """What becomes of running statistics; ``local`` keeps all of BatchNorm at the silos, and
+    ``adaptive`` at those that see more than one camera: statistics of a single camera do not fit
+    the others, among which people are looked for."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together; msgspec makes a ValidationError of it."""
@@ -269,6 +271,11 @@ class Plan(Section, frozen=True, kw_only=True):
     wire: WirePlan = WirePlan()
     validation: ValidationPlan = ValidationPlan()
     evaluation: EvaluationPlan = EvaluationPlan()
+
+
+def keeps_batch_norm(bn: BatchNormPolicy) -> bool:
+    """Whether BatchNorm may stay at a silo under this policy, and out of its updates."""
+    return bn in ("local", "adaptive")
 
 
 SectionT = TypeVar("SectionT", bound=Section)

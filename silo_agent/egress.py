@@ -15,7 +15,7 @@ import msgspec
 from fedreid.contract import EvaluateTask, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
 from fedreid.files import digest_of, replacing
-from fedreid.plan import BatchNormPolicy, Encoding
+from fedreid.plan import BatchNormPolicy, Encoding, keeps_batch_norm
 from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorFile, batch_norm_names
@@ -113,7 +113,9 @@ def check_task(task: TrainTask | EvaluateTask, policy: Policy) -> None:
             why=f"this silo's policy allows {', '.join(policy.backbones)}",
             next_step="Ask for a plan with one of those, or add it to policy.backbones.",
         )
-    if isinstance(task, TrainTask) and not policy.batchnorm_statistics and task.bn != "local":
+    if isinstance(task, TrainTask) and not (
+        policy.batchnorm_statistics or keeps_batch_norm(task.bn)
+    ):
         raise _batchnorm_stays(task.bn)
 
 
@@ -153,7 +155,7 @@ def shared_layout(base: Layout, *, bn: BatchNormPolicy, policy: Policy) -> Layou
     """
     names = set(base.names)
     if not policy.batchnorm_statistics:
-        if bn != "local":
+        if not keeps_batch_norm(bn):
             raise _batchnorm_stays(bn)
         names -= batch_norm_names(base.names)
     kept = [name for name in sorted(names) if not _named(name, policy)]
@@ -249,5 +251,5 @@ def _batchnorm_stays(bn: BatchNormPolicy) -> PolicyRefused:
     return PolicyRefused(
         f"The plan averages BatchNorm statistics (bn = {bn!r})",
         why="this silo's policy does not let them leave",
-        next_step="Ask for a plan with bn = 'local', or set policy.batchnorm_statistics.",
+        next_step="Ask for a plan with bn = 'adaptive', or set policy.batchnorm_statistics.",
     )

@@ -16,7 +16,7 @@ import numpy as np
 from coordinator.learning.jobs import AggregateJob
 from fedreid.errors import Refusal, UpdateRefused
 from fedreid.limits import MIB
-from fedreid.plan import BatchNormPolicy
+from fedreid.plan import BatchNormPolicy, keeps_batch_norm
 from fedreid.wire.tensors import FloatArray, TensorFile, TensorSpec, batch_norm_names
 
 # Values of all silos together that are worked on at once: some 20 MiB in float64, with temporaries.
@@ -88,9 +88,10 @@ def _opened(stack: ExitStack, silo: str, path: str) -> Opened:
 
 
 def _check_layout(update: Opened, base: Opened, bn: BatchNormPolicy) -> None:
-    """All of the base's tensors and no other; under ``local`` BatchNorm ones may be missing."""
+    """The base's tensors and no other; BatchNorm may be missing where it stays at silos."""
     expected, sent = frozenset(base.file.layout.specs), frozenset(update.file.layout.specs)
-    optional = batch_norm_names(base.file.layout.names) if bn == "local" else frozenset()
+    names = base.file.layout.names
+    optional = batch_norm_names(names) if keeps_batch_norm(bn) else frozenset()
     missing = {spec.name for spec in expected - sent} - optional
     odd = sorted(missing | {spec.name for spec in sent - expected})
     if odd:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fedreid.errors import Refusal, UpdateRefused
 from fedreid.limits import MIB
-from fedreid.plan import BatchNormPolicy, ValidationPlan
+from fedreid.plan import BatchNormPolicy, ValidationPlan, keeps_batch_norm
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorFile, batch_norm_names, is_statistic
 
@@ -22,13 +22,14 @@ _BLOCK_BYTES = MIB
 def check_manifest(manifest: Manifest, base: Layout, bn: BatchNormPolicy) -> None:
     """Check names and shapes against the base model.
 
-    With ``bn = local`` an update may leave out what belongs to BatchNorm, all of it or nothing.
+    With ``bn = local`` or ``adaptive`` an update may leave out what belongs to BatchNorm, all of
+    it or nothing.
 
     Raises:
         UpdateRefused: a tensor is missing, unknown or of another shape.
     """
     expected = {spec.name: spec for spec in base.specs}
-    if bn == "local":
+    if keeps_batch_norm(bn):
         norms = batch_norm_names(base.names)
         if not norms & set(manifest.layout.names):
             expected = {name: spec for name, spec in expected.items() if name not in norms}

@@ -416,7 +416,7 @@ class TrainTask(_message.Message):
     learning_rate_factor: _builtins.float
     """Factor on the learning rates in this round."""
     bn: _builtins.str
-    """BatchNorm policy: "pooled", "local", "recalibrated" or "reference"."""
+    """BatchNorm policy: "pooled", "local", "adaptive", "recalibrated" or "reference"."""
     upload_encoding: _tensors_pb2.Encoding.ValueType
     """Encoding proposed for the upload."""
     download_encoding: _tensors_pb2.Encoding.ValueType

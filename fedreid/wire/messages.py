@@ -1,7 +1,7 @@
 """How does each type of the contract look in protobuf?"""
 
 import math
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import msgspec
 
@@ -263,7 +263,8 @@ def _factor(value: float) -> float:
 
 
 def _bn_from_wire(name: str) -> BatchNormPolicy:
-    for known in ("pooled", "local", "recalibrated", "reference"):
+    policies: tuple[BatchNormPolicy, ...] = get_args(BatchNormPolicy)
+    for known in policies:
         if name == known:
             return known
     raise FedreidError(

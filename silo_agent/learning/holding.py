@@ -35,6 +35,11 @@ class SiloData:
     dataset: Dataset
     backbone: BackbonePlan
 
+    @property
+    def cameras(self) -> int:
+        """How many cameras its training images are of."""
+        return len({image.camid for image in self.dataset.train})
+
     @cached_property
     def test(self) -> QueryGallery:
         """The silo's query and gallery, without unreadable images; read when first asked for.

@@ -15,7 +15,7 @@ from fedreid.contract import EvaluationResult, ModelKind
 from fedreid.errors import storage_errors
 from fedreid.files import make_folder
 from fedreid.jobs import Progress, ProgressSink
-from fedreid.plan import BatchNormPolicy
+from fedreid.plan import BatchNormPolicy, keeps_batch_norm
 from fedreid.reid.backbone import load_backbone, shared_tensors
 from fedreid.reid.measuring import measure
 from fedreid.seeds import derive_seed
@@ -150,7 +150,7 @@ class LocalRound:
         save_tensors(Path(self.job.out) / UPDATE_FILE, shared)
         folder = self._private(FEDERATED)
         write_classifier(folder, ClassifierState.of(learner.classifier, self.data.identities))
-        if self.job.bn == "local":
+        if keeps_batch_norm(self.job.bn) and (self.job.bn == "local" or self.data.cameras > 1):
             own = {name: shared[name] for name in batch_norm_names(shared)}
             save_tensors(folder / BATCH_NORM, own)
 
@@ -183,6 +183,14 @@ def previous_private(previous: str, part: str) -> Path | None:
 
 
 def own_batch_norm(previous: str, bn: BatchNormPolicy) -> dict[str, FloatArray]:
-    """The silo's own BatchNorm tensors: with ``bn = local`` from its second round on, else none."""
-    folder = previous_private(previous, FEDERATED) if bn == "local" else None
-    return load_tensors(folder / BATCH_NORM) if folder else {}
+    """The silo's own BatchNorm tensors from its second round on; none if it takes the model's."""
+    return load_tensors(_own_path(previous)) if has_own_batch_norm(previous, bn) else {}
+
+
+def has_own_batch_norm(previous: str, bn: BatchNormPolicy) -> bool:
+    """Whether the silo keeps BatchNorm tensors of its own."""
+    return bool(previous) and keeps_batch_norm(bn) and _own_path(previous).exists()
+
+
+def _own_path(previous: str) -> Path:
+    return Path(previous) / PRIVATE_FOLDER / FEDERATED / BATCH_NORM

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from fedreid.errors import ConfigRefused, ExitCode, PolicyRefused, StorageError
@@ -39,6 +39,7 @@ def exact_delta(epsilon: float, multiplier: float) -> float:
         some.tuples(some.floats(1.0, 50.0), some.integers(1, 30)), min_size=1, max_size=4
     )
 )
+@settings(deadline=None)  # the first call imports the accountant
 def test_epsilon_is_never_below_the_exact_one_and_little_above(
     pairs: list[tuple[float, int]],
 ) -> None:

@@ -62,7 +62,6 @@ STATES = {
     REVOKED: BY_ACCESS,
     LEFT: BY_ACCESS,
     "suspended": BY_ACCESS,
-    "quarantined": BY_ACCESS,
     "pending": BY_ACCESS,
 }
 SERVICERS: dict[str, type[Any]] = {

@@ -11,7 +11,7 @@ from fedreid.jobs import Progress
 from fedreid.plan import TrainingPlan
 from fedreid.wire.tensors import batch_norm_names, save_tensors
 from silo_agent.learning.jobs import EvaluateJob, TrainReport
-from silo_agent.learning.local_round import UPDATE_FILE
+from silo_agent.learning.local_round import UPDATE_FILE, has_own_batch_norm, own_batch_norm
 from silo_agent.learning.state import read_classifier
 from silo_agent.learning.worker import SiloWorker
 from tests.silo_agent.learning.sites import (
@@ -160,6 +160,20 @@ def test_a_round_without_the_baseline_does_not_end_it(
     worker.train(train_job(silo, base, tmp_path / "two", previous=tmp_path / "one"), quiet)
     kept = "private/standalone/backbone.safetensors"
     assert digest_of(tmp_path / "one" / kept) == digest_of(tmp_path / "two" / kept)
+
+
+def test_adaptive_batch_norm_stays_where_there_are_several_cameras(
+    tmp_path: Path, silo: Path, base: Path
+) -> None:
+    for name, kept in (("several", True), ("one", False)):
+        if name == "one":
+            for path in (silo / "bounding_box_train").glob("*_c2s1_*"):
+                path.unlink()
+        out = tmp_path / name
+        SiloWorker().train(train_job(silo, base, out, bn="adaptive"), quiet)
+        assert has_own_batch_norm(str(out), "adaptive") == kept
+        own = own_batch_norm(str(out), "adaptive")
+        assert own.keys() == (batch_norm_names(read(base)) if kept else set())
 
 
 def test_local_batch_norm_outlives_the_base_model(tmp_path: Path, silo: Path, base: Path) -> None:

@@ -32,7 +32,15 @@ from fedreid.reid.transforms import ImageStore
 from fedreid.wire.tensors import FloatArray, load_tensors
 from silo_agent.budget import PrivacyBudget
 from silo_agent.cli import app
-from silo_agent.config import Folders, Membership, Policy, PrivacyPolicy, save_membership
+from silo_agent.config import (
+    AgentConfig,
+    Folders,
+    Membership,
+    Policy,
+    PrivacyPolicy,
+    save_config,
+    save_membership,
+)
 from silo_agent.held import newest_held
 from silo_agent.outbox import UPDATE_FILE, Outbox
 from silo_agent.privacy import make_private
@@ -125,6 +133,7 @@ def test_looking_at_a_folder_that_is_no_agents_makes_none(tmp_path: Path) -> Non
 def test_a_silo_that_has_trained_nothing_is_told_to_take_part(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
     save_membership(folders, Membership(federation="harbour", silo="north", model_key=b""))
+    save_config(folders, AgentConfig(coordinator="127.0.0.1:1", dataset=str(tmp_path)))
     with pytest.raises(UsageError, match="silo-agent run"):
         run(folders, "report")
 
