@@ -376,7 +376,7 @@ def model_key(data: Data) -> None:
     path = Folders(data).model_key
     with storage_errors("read", path):
         pem = path.read_bytes()
-    say(public_pem(signing_key(pem)).decode().strip())
+    out.print(public_pem(signing_key(pem)).decode().strip(), markup=False)
 
 
 @audit_app.command("verify")

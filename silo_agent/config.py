@@ -81,10 +81,10 @@ class Policy(Section, frozen=True, kw_only=True):
     """Rounds whose update may leave in a day (UTC)."""
     rounds_total: Limit = 0
     """Rounds whose update may ever leave."""
-    largest_model_change: Annotated[float, Meta(ge=0)] = 10.0
+    largest_model_change: Annotated[float, Meta(ge=0)] = 2.0
     """Largest ‖w − w_before‖ / ‖w_before‖ between the model to train on and the one that this silo
-    trained on before in the run, over learned tensors. A model with NaN or infinity is refused
-    always."""
+    trained on before in the run, over learned tensors; the demo's rounds stay below 0.3. A model
+    with NaN or infinity is refused always."""
     privacy: PrivacyPolicy = PrivacyPolicy()
 
 

@@ -30,11 +30,8 @@ class Presented:
 
     tls_version: str
     certificate: x509.Certificate
-
-    @property
-    def issuer(self) -> str:
-        """Who issued its certificate, by its own account."""
-        return self.certificate.issuer.rfc4514_string()[:_NAME_CHARACTERS] or "nobody by name"
+    issuer: str
+    """Who issued the certificate, by its own account."""
 
 
 def split(address: str) -> tuple[str, int]:
@@ -94,6 +91,7 @@ def presented_at(address: str) -> Presented:
 
     Raises:
         ConnectionFailed: what answers does not speak TLS 1.3 with HTTP/2.
+        TrustError: what it presents can't be read.
     """
     context = _context()
     context.check_hostname = False
@@ -108,7 +106,18 @@ def presented_at(address: str) -> Presented:
             why="a proxy that opens TLS, or no coordinator, stands there",
             next_step="Have the proxy pass this address on unopened, or correct the address.",
         )
-    return Presented(tls_version=version, certificate=x509.load_der_x509_certificate(der))
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        issuer = certificate.issuer.rfc4514_string()[:_NAME_CHARACTERS]
+    except ValueError as error:
+        raise TrustError(
+            f"The certificate at {address} can't be read",
+            why=str(error),
+            next_step="Correct the address: this is no coordinator.",
+        ) from error
+    return Presented(
+        tls_version=version, certificate=certificate, issuer=issuer or "nobody by name"
+    )
 
 
 def check_issued(address: str, presented: Presented, authorities_pem: bytes) -> None:

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from fedreid.plan import Plan, Section
+from fedreid.v1 import enrolment_pb2, federation_pb2
+from silo_agent.config import Policy
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -30,6 +32,32 @@ def test_every_plan_key_is_documented_with_its_default() -> None:
             default = msgspec.json.encode(field.default).decode()
             (row,) = (line for line in table.splitlines() if line.startswith(f"| `{field.name}` |"))
             assert f"| `{default}` |" in row
+
+
+def test_every_policy_key_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs/egress.md").read_text()
+    plain = [f for f in msgspec.structs.fields(Policy) if not isinstance(f.default, Section)]
+    for field in plain:
+        default = msgspec.json.encode(field.default).decode()
+        assert f"\n| `{field.name}` | `{default}` |" in text
+
+
+def test_every_call_of_an_agent_is_documented_with_what_it_carries() -> None:
+    text = (ROOT / "docs/egress.md").read_text()
+    table = text[: text.index("## The policy")]
+    for file in (enrolment_pb2, federation_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                assert f"\n| `{method.name}` |" in table
+
+
+def test_every_event_of_an_agents_audit_log_is_documented() -> None:
+    text = (ROOT / "docs/egress.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "silo_agent").glob("*.py"))
+    events = set(re.findall(r'(?:\.append[,(]|SENT =)\s*"([a-z]+\.[a-z]+)"', source))
+    assert len(events) >= 6
+    for event in events:
+        assert f"\n| `{event}` |" in text
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
