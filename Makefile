@@ -5,10 +5,10 @@ BIN = $(VENV)/bin
 PROTOS = $(wildcard proto/fedreid/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint proto clean
+.PHONY: help demo test test-slow lint proto clean
 
 help:  ## Say what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ demo: $(VENV)/.installed  ## Run a whole federation on this machine; report in r
 
 test: lint  ## Check and test everything
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed  ## Bulk and load tests, one after the other, with their figures
+	$(BIN)/python -m pytest -m slow -n 0 -s --timeout 1800
 
 lint: $(VENV)/.installed  ## Style, types, borders between packages, the contract
 	$(BIN)/ruff format --check .

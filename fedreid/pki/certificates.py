@@ -147,12 +147,13 @@ def holder_of(certificate_pem: bytes) -> Holder:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         uris = names.value.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        key = certificate.public_key()
+    except Exception as error:
+        # The parser of bytes from outside raises half a dozen kinds for a damaged certificate.
         raise TrustError("A certificate names nobody", why=str(error)) from error
     principal = parse_principal(uris[0]) if len(uris) == 1 else None
     if principal is None:
         raise TrustError("A certificate has not exactly one URI SAN of this product's form")
-    key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TrustError("A certificate's key is of another kind than P-256")
     return Holder(

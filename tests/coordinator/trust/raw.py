@@ -16,7 +16,7 @@ import grpc
 from fedreid.pki.identity import Identity, IdentityStore
 
 WAIT_S = 15.0
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 _ACK = _END_STREAM = 0x1
 _END_HEADERS = 0x4
@@ -66,12 +66,23 @@ class Raw:
         self.statuses: dict[int, grpc.StatusCode] = {}
         """What gRPC answered on each stream."""
         no_table = struct.pack(">HI", 0x1, 0)
-        spoken.sendall(_PREFACE + frame(_SETTINGS, 0, 0, no_table))
+        spoken.sendall(PREFACE + frame(_SETTINGS, 0, 0, no_table))
 
     def begin(self, path: str, data: bytes = b"", *, ended: bool = False) -> int:
         """Begin a call with some bytes of its body; the stream's number."""
         stream = self._next_stream
         self._next_stream += 2
+        self.spoken.sendall(self._headers(path, stream))
+        self.send(stream, data, ended=ended)
+        return stream
+
+    def packed(self, path: str, data: bytes) -> bytes:
+        """The frames of a whole call, which nobody has sent yet."""
+        stream = self._next_stream
+        self._next_stream += 2
+        return self._headers(path, stream) + frame(_DATA, _END_STREAM, stream, data)
+
+    def _headers(self, path: str, stream: int) -> bytes:
         fields = {
             ":method": "POST", ":scheme": "https", ":path": path, ":authority": "127.0.0.1",
             "te": "trailers", "content-type": "application/grpc",
@@ -80,9 +91,7 @@ class Raw:
             bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
             for name, value in fields.items()
         )
-        self.spoken.sendall(frame(_HEADERS, _END_HEADERS, stream, packed))
-        self.send(stream, data, ended=ended)
-        return stream
+        return frame(_HEADERS, _END_HEADERS, stream, packed)
 
     def send(self, stream: int, data: bytes, *, ended: bool = False) -> None:
         """Send more of a call's body; the caller minds the window."""

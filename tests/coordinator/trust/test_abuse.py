@@ -18,25 +18,22 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from coordinator.rounds.journal import Journal, RunRow
-from coordinator.rounds.publishing import Models, Origin
+from coordinator.rounds.journal import Journal
 from fedreid.console import print_table
-from fedreid.files import replacing
 from fedreid.limits import CONCURRENT_DOWNLOADS, CONCURRENT_UPLOADS, SPOOL_KEPT_FREE_BYTES
-from fedreid.names import Digest, FederationName, RoundNumber, RunName
-from fedreid.pki.signing import signing_key
+from fedreid.names import Digest
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc, tensors_pb2
 from fedreid.wire.manifest import Manifest
-from fedreid.wire.tensors import TensorFile, write_model
+from fedreid.wire.tensors import Layout, TensorSpec
 from tests.coordinator.trust.assembled import Assembled, lived
 from tests.coordinator.trust.callers import CALL_S
+from tests.coordinator.trust.planted import plant
 
 PATIENCE_S = 4.0
 SILOS = CONCURRENT_UPLOADS + 1
 ELEMENTS = 6 * 1024 * 1024
 """24 MB: more than any window of HTTP/2 takes in unread."""
-_PLAN = f'name = "spring"\nrounds = 1\n[quorum]\nmin_silos = {SILOS}\n'
 
 
 class Victim(Assembled):
@@ -44,20 +41,9 @@ class Victim(Assembled):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        staged = self.folders.root / "start.safetensors"
-        with replacing(staged) as stream:
-            write_model(stream, {"w": np.ones(ELEMENTS, dtype=np.float32)})
-        with TensorFile(staged) as file:
-            self.layout = file.layout
-        journal = Journal(self.folders.journal)
-        key = signing_key(self.folders.model_key.read_bytes())
-        models = Models(self.folders.models, journal, FederationName("harbour"), key)
-        origin = Origin(run=RunName("spring"), round=RoundNumber(0), base_digest=Digest(""))
-        model = models.place(staged, origin, ("fp32",))
-        self.digest = model.digest
-        run = RunRow(name="spring", plan_toml=_PLAN, state="running", started_at_s=0.0)
-        journal.add_run(run, model)
-        journal.close()
+        tensors = {"w": np.ones(ELEMENTS, dtype=np.float32)}
+        self.layout = Layout.of([TensorSpec("w", (ELEMENTS,))])
+        self.digest = plant(self.folders, tensors, f"min_silos = {SILOS}")
 
     @asynccontextmanager
     async def silo(self, name: str) -> AsyncIterator[Any]:

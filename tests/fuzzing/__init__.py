@@ -1,0 +1,1 @@
+"""What does a message do that somebody has tampered with?"""
