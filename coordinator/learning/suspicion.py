@@ -26,7 +26,7 @@ Letters: K silos.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import msgspec
@@ -44,6 +44,8 @@ from fedreid.limits import (
     STATISTIC_EXCESS,
 )
 from fedreid.plan import AggregationPlan
+
+BoolArray = npt.NDArray[np.bool_]
 
 _SILOS_TO_COMPARE = 3
 _SAME = 1e-12  # ‖δ_i − δ_j‖² / ‖δ_i‖² of equal updates, as far as float64 can tell
@@ -63,52 +65,70 @@ class Judgement:
     """By silo, sorted; silos without any are left out."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Findings:
+    """What a comparison of the updates has found."""
+
+    excess_K: DoubleArray
+    believed_K: DoubleArray
+    """The distances, with the others' median for one that does not fit."""
+    odd: dict[Flag, BoolArray]
+    """Which updates get each flag."""
+
+
 def judge(
     contributions_K: Sequence[Contribution], movement: Movement, plan: AggregationPlan
 ) -> Judgement:
-    """Flag, clip and screen the updates of a round, which are sorted by silo.
-
-    Under clustering silos start from different models and nothing is compared.
-    """
+    """Flag, clip and screen the updates of a round, which are sorted by silo."""
     silos_K = [contribution.silo for contribution in contributions_K]
-    flags_K: list[set[Flag]] = [set() for _ in silos_K]
-    comparable = len(silos_K) >= _SILOS_TO_COMPARE and plan.clustering == "none"
-    excess_K = np.ones(len(silos_K))
-    believed_K = [contribution.cosine_distance for contribution in contributions_K]
-    if plan.clustering == "none":
-        _mark(flags_K, "free_rider", (movement.norms_K == 0.0) | _copies(movement))
-    if comparable:
-        ratios_2K = _ratios(movement.norms_K, [c.num_steps for c in contributions_K])
-        excess_K = ratios_2K.min(axis=0)
-        far_K = excess_K > OUTLIER_EXCESS
-        _mark(flags_K, "outlier", far_K | _against(movement, far_K))
-        _mark(flags_K, "free_rider", ratios_2K.max(axis=0) < STANDSTILL)
-        if plan.clip_norm_ratio:
-            _mark(flags_K, "clipped", excess_K > plan.clip_norm_ratio)
-        typical_K = _medians_of_others(believed_K)
-        odd_K = np.array(believed_K) > DISTANCE_EXCESS * typical_K * np.maximum(1.0, excess_K)
-        odd_K &= typical_K > 0.0
-        _mark(flags_K, "distance", odd_K)
-        if plan.screen:
-            believed_K = [float(d) for d in np.where(odd_K, typical_K, believed_K)]
+    found = _compared(contributions_K, movement, plan)
+    flags_K = [
+        tuple(sorted(flag for flag, odd_K in found.odd.items() if odd_K[k]))
+        for k in range(len(silos_K))
+    ]
     return Judgement(
         counted=tuple(
-            msgspec.structs.replace(contribution, cosine_distance=distance)
+            msgspec.structs.replace(contribution, cosine_distance=float(distance))
+            if plan.screen
+            else contribution
             for contribution, distance, flags in zip(
-                contributions_K, believed_K, flags_K, strict=True
+                contributions_K, found.believed_K, flags_K, strict=True
             )
             if not (plan.screen and "outlier" in flags)
         ),
-        scales=_scales(silos_K, excess_K, plan.clip_norm_ratio),
+        scales=_scales(silos_K, found.excess_K, plan.clip_norm_ratio),
         statistic_scales=_statistic_scales(silos_K, movement, plan),
-        flags={s: tuple(sorted(f)) for s, f in zip(silos_K, flags_K, strict=True) if f},
+        flags={silo: flags for silo, flags in zip(silos_K, flags_K, strict=True) if flags},
     )
 
 
-def _mark(flags_K: list[set[Flag]], flag: Flag, odd_K: npt.NDArray[np.bool_]) -> None:
-    for flags, odd in zip(flags_K, odd_K, strict=True):
-        if odd:
-            flags.add(flag)
+def _compared(
+    contributions_K: Sequence[Contribution], movement: Movement, plan: AggregationPlan
+) -> _Findings:
+    """Compare the updates; under clustering silos start from different models and are not."""
+    distances_K = np.array([contribution.cosine_distance for contribution in contributions_K])
+    alone = _Findings(excess_K=np.ones(len(distances_K)), believed_K=distances_K, odd={})
+    if plan.clustering != "none":
+        return alone
+    idle_K = (movement.norms_K == 0.0) | _copies(movement)
+    if len(distances_K) < _SILOS_TO_COMPARE:
+        return replace(alone, odd={"free_rider": idle_K})
+    ratios_2K = _ratios(movement.norms_K, [c.num_steps for c in contributions_K])
+    excess_K = ratios_2K.min(axis=0)
+    far_K = excess_K > OUTLIER_EXCESS
+    typical_K = np.array([np.median(np.delete(distances_K, k)) for k in range(len(distances_K))])
+    odd_K = distances_K > DISTANCE_EXCESS * typical_K * np.maximum(1.0, excess_K)
+    odd_K &= typical_K > 0.0
+    return _Findings(
+        excess_K=excess_K,
+        believed_K=np.where(odd_K, typical_K, distances_K),
+        odd={
+            "clipped": excess_K > (plan.clip_norm_ratio or np.inf),
+            "outlier": far_K | _against(movement, far_K),
+            "distance": odd_K,
+            "free_rider": idle_K | (ratios_2K.max(axis=0) < STANDSTILL),
+        },
+    )
 
 
 def _ratios(norms_K: DoubleArray, steps_K: Sequence[int]) -> DoubleArray:
@@ -120,7 +140,7 @@ def _ratios(norms_K: DoubleArray, steps_K: Sequence[int]) -> DoubleArray:
     return np.stack([norms_K / middle, per_step_K / middle_per_step])
 
 
-def _against(movement: Movement, far_K: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _against(movement: Movement, far_K: BoolArray) -> BoolArray:
     """Whether an update points against the others, which agree with each other.
 
     Near the end of a run honest changes cancel out, so a negative cosine alone says nothing. Those
@@ -139,7 +159,7 @@ def _against(movement: Movement, far_K: npt.NDArray[np.bool_]) -> npt.NDArray[np
     return against_K
 
 
-def _copies(movement: Movement) -> npt.NDArray[np.bool_]:
+def _copies(movement: Movement) -> BoolArray:
     """Whether an update is the last movement of the model again, or another silo's update."""
     norms_K = movement.norms_K
     count = len(norms_K)
@@ -150,10 +170,6 @@ def _copies(movement: Movement) -> npt.NDArray[np.bool_]:
         if norms_K[i] > 0.0 and apart <= _SAME * movement.products_KK[i, i]:
             copies_K[[i, j]] = True
     return copies_K
-
-
-def _medians_of_others(values_K: Sequence[float]) -> DoubleArray:
-    return np.array([np.median(np.delete(values_K, k)) for k in range(len(values_K))])
 
 
 def _scales(silos_K: Sequence[str], excess_K: DoubleArray, ratio: float) -> dict[str, float]:

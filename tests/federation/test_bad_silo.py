@@ -46,7 +46,7 @@ def audited(local: LocalFederation, event: str) -> list[dict[str, object]]:
     shown = local.command(
         "coordinator", "audit", "show", "--data", str(local.data), "--last", "0", "--json"
     )
-    return [line for line in json.loads(shown) if line["event"] == event]
+    return [line["fields"] for line in json.loads(shown) if line["event"] == event]
 
 
 def joined(local: LocalFederation) -> list[Rogue]:
@@ -57,15 +57,17 @@ def joined(local: LocalFederation) -> list[Rogue]:
     return rogues
 
 
-async def two_rounds(rogues: list[Rogue]) -> None:
+async def two_rounds(local: LocalFederation, plan: Path, rogues: list[Rogue]) -> None:
     """All take part in two rounds, the last of them with its change turned round tenfold."""
     async with rogues[0].connected(), rogues[1].connected(), rogues[2].connected():
-        for after in (0, 1):
-            tasks = [await rogue.next_round(after) for rogue in rogues]
+        starting = asyncio.create_task(asyncio.to_thread(local.start_run, plan))
+        for after in (0, 1):  # all ask for work before the run starts, so all are invited
+            tasks = await asyncio.gather(*(rogue.next_round(after) for rogue in rogues))
             for number, (rogue, task) in enumerate(zip(rogues, tasks, strict=True)):
                 factor = -10.0 if number == 2 else 1.0
                 update = changed(await rogue.base(task), 10 * after + number, factor)
                 await deliver(rogue, task, update)
+        await starting
         await rogues[0].next_round(2)
         with pytest.raises(FedreidError, match=r"is quarantined.*2 rounds in a row.*outlier"):
             await rogues[2].next_round(2)
@@ -76,16 +78,14 @@ def test_a_silo_whose_updates_are_outliers_is_flagged_then_kept_out(
 ) -> None:
     local = found(silos=3)
     rogues = joined(local)
-    local.start_run(
-        write_plan(
-            tmp_path / "plan.toml",
-            rounds=5,
-            backbone=_SMALL,
-            validation={"quarantine_rounds": 2},
-            quorum={"min_silos": 2, "deadline_s": 120.0, "phase_deadline_s": 60.0},
-        )
+    plan = write_plan(
+        tmp_path / "plan.toml",
+        rounds=5,
+        backbone=_SMALL,
+        validation={"quarantine_rounds": 2},
+        quorum={"min_silos": 2, "deadline_s": 120.0, "phase_deadline_s": 60.0},
     )
-    asyncio.run(two_rounds(rogues))
+    asyncio.run(two_rounds(local, plan, rogues))
     local.command("coordinator", "run", "stop", "--data", str(local.data))
     good, fine, bad = local.silos
     first, second = rounds_of(local)[:2]
