@@ -125,7 +125,7 @@ def check_fits(identity: Identity, place: Path) -> None:
 
 
 JOIN_AGAIN = (
-    "Ask the coordinator's operators for a new token, then: silo-agent join --rejoin "
+    "Ask the coordinator's operators for a new join token, then: silo-agent join --rejoin "
     "--token-file FILE. Local state stays."
 )
 

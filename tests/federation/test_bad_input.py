@@ -115,6 +115,7 @@ def test_an_expired_certificate_is_told_with_the_way_out(local: LocalFederation)
     )
     code, words = told("silo_agent", "run", "--data", str(local.agent_data(silo)))
     assert code == ExitCode.TRUST and "expired" in words and "new join token" in words
+    assert "silo-agent join --rejoin" in words
 
 
 def test_an_unknown_plan_key_names_the_nearest(local: LocalFederation, tmp_path: Path) -> None:
