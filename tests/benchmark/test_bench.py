@@ -123,3 +123,13 @@ def test_a_missing_file_is_named_with_those_that_there_are(tmp_path: Path) -> No
     with pytest.raises(PlanRefused, match=r"no file .*gone\.toml") as refused:
         load_bench(tmp_path / "gone.toml")
     assert "smoke.toml" in (refused.value.next_step or "")
+
+
+def test_an_attack_needs_a_federation_in_one_process(tmp_path: Path) -> None:
+    attacked = METHOD + 'attack = { silo = "market1501" }\n'
+    assert load_bench(written(tmp_path, SCENARIO + attacked + DATASETS)).methods[0].attack
+    for wrong in (attacked + 'kind = "standalone"\n', attacked):
+        path = written(tmp_path, SCENARIO + wrong + DATASETS)
+        transport = "grpc" if wrong == attacked else ""
+        with pytest.raises(PlanRefused, match="only a federation in one process"):
+            load_bench(path, transport=transport)
