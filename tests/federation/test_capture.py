@@ -220,7 +220,8 @@ def test_the_audit_log_tells_of_every_number_that_left(captured: Captured) -> No
     assert sent["payload_digest"] == manifest.payload_digest
     assert sent["byte_count"] == manifest.byte_count == len(captured.payload())
     assert sent["tensor_count"] == len(manifest.tensors)
-    assert sent["report"] == {f.name: value for f, value in opening.report.ListFields()}
+    numbers = {field.name: value for field, value in opening.report.ListFields()}
+    assert sent["report"] == {"privacy": None, **numbers}
     (outcome,) = (line.fields for line in captured.audited("update.outcome"))
     assert outcome["outcome"] == "accepted"
     noted = [
