@@ -13,7 +13,7 @@ import numpy as np
 from benchmark.federation import LocalFederation
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
-from fedreid.contract import TrainTask
+from fedreid.contract import Task, TrainTask
 from fedreid.limits import CHUNK_BYTES
 from fedreid.pki import tokens
 from fedreid.pki.identity import IdentityStore
@@ -57,11 +57,16 @@ class Rogue:
                 await self.stub.Hello(pb.HelloRequest(agent_version="rogue"))
             yield self
 
+    async def next_task(self, wait_s: float) -> Task:
+        """What the silo is told to do."""
+        with calling(self.address):
+            answer = await self.stub.NextTask(pb.NextTaskRequest(wait_s=wait_s))
+        return task_from_wire(answer)
+
     async def next_round(self, after: int) -> TrainTask:
         """The silo's task in a round later than ``after``."""
         while True:
-            with calling(self.address):
-                task = task_from_wire(await self.stub.NextTask(pb.NextTaskRequest(wait_s=5.0)))
+            task = await self.next_task(5.0)
             if isinstance(task, TrainTask) and task.round > after:
                 return task
             await asyncio.sleep(0)
