@@ -27,6 +27,7 @@ from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
     FedreidError,
+    LimitReached,
     UpdateRefused,
     UsageError,
     grpc_status_name,
@@ -171,7 +172,7 @@ class Access(grpc.aio.ServerInterceptor):
         """One call: admitted, listed while it lives, its failures told as statuses."""
         call = None
         try:
-            call = self._under_way.begin(self._admit(context, service))
+            call = self._begin(self._admit(context, service), service)
             try:
                 yield call
             finally:
@@ -200,6 +201,14 @@ class Access(grpc.aio.ServerInterceptor):
         finally:
             if call is not None:
                 self._under_way.over(call)
+
+    def _begin(self, principal: Principal, service: str) -> UnderWay:
+        try:
+            return self._under_way.begin(principal)
+        except LimitReached as error:
+            ACCESS_DENIED.inc()
+            self._denials.note(principal.uri, service, error.what)
+            raise
 
     def _admit(self, context: Any, service: str) -> Principal:
         caller = ""
