@@ -29,6 +29,7 @@ from coordinator.trust.authorities import Authorities
 from coordinator.trust.denials import Denials
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.keeping import Keeper
+from coordinator.trust.known_calls import server_of_known_calls
 from coordinator.trust.port import port_options, room_for_connections
 from coordinator.trust.registry import Registry
 from coordinator.trust.rollover import RollOver
@@ -139,7 +140,7 @@ class Coordinator:
             ConfigRefused: a port can't be bound.
         """
         options = port_options(room_for_connections())
-        server = grpc.aio.server(interceptors=(self._access,), options=options)
+        server = server_of_known_calls((self._access,), options)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self._enrolments, server)
         federation_pb2_grpc.add_FederationServicer_to_server(self._federation, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
@@ -158,7 +159,7 @@ class Coordinator:
             write_bytes(self._endpoint, f"{_reachable(host)}:{port}\n".encode())
             say(f"serving the federation {config.federation} on {host}:{port}")
             say(f"health and metrics on port {health.port}")
-            await self._run(stop, say)
+            await self._run(stop, server, say)
         finally:
             health.ready = False
             await server.stop(_STOP_GRACE_S)
@@ -173,13 +174,17 @@ class Coordinator:
         await self._access.end_calls(silo)
         self._keeper.forget_sessions()
 
-    async def _run(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
+    async def _run(
+        self, stop: asyncio.Event, server: grpc.aio.Server, say: Callable[[str], None]
+    ) -> None:
         """Move rounds on until told to stop; an unforeseen error ends the service."""
         rounds = asyncio.create_task(self._conductor.serve())
         denials = asyncio.create_task(self._write_denials())
         keeping = asyncio.create_task(self._keeper.serve(say))
         stopped = asyncio.create_task(stop.wait())
-        tasks: tuple[asyncio.Task[Any], ...] = (rounds, denials, keeping, stopped)
+        # Shielded, because gRPC's own stop waits for what this waits for.
+        port = asyncio.shield(asyncio.create_task(server.wait_for_termination()))
+        tasks: tuple[asyncio.Future[Any], ...] = (rounds, denials, keeping, stopped, port)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()

@@ -111,9 +111,9 @@ HANDSHAKE_S = 10.0
 """From an accepted connection to its TLS and HTTP/2 greetings: some round trips, even by
 satellite. Until then the port does not know who is there."""
 
-CONNECTIONS = 4096
+CONNECTIONS = 2048
 """Connections open at once: hundreds of silos take one or two each, and idle ones end by
-themselves. Each costs a file descriptor and some 50 KB, so this bounds memory too."""
+themselves. Each costs a file descriptor and some 120 KB, so this bounds memory too."""
 
 FILES_KEPT_FREE = 512
 """File descriptors that connections never take: spool, journal, models and audit need theirs."""

@@ -27,6 +27,7 @@ from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
     FedreidError,
+    LimitReached,
     UpdateRefused,
     UsageError,
     grpc_status_name,
@@ -181,7 +182,7 @@ class Access(grpc.aio.ServerInterceptor):
         call = None
         try:
             holder = self._admit(context, service)
-            call = self._under_way.begin(holder.principal)
+            call = self._begin(holder.principal, service)
             try:
                 if self._registry.first_use(holder):
                     await off_loop(self._registry.note_first_use, holder)
@@ -212,6 +213,14 @@ class Access(grpc.aio.ServerInterceptor):
         finally:
             if call is not None:
                 self._under_way.over(call)
+
+    def _begin(self, principal: Principal, service: str) -> UnderWay:
+        try:
+            return self._under_way.begin(principal)
+        except LimitReached as error:
+            ACCESS_DENIED.inc()
+            self._denials.note(principal.uri, service, error.what)
+            raise
 
     def _admit(self, context: Any, service: str) -> Holder:
         caller = ""

@@ -21,6 +21,7 @@ from coordinator.rounds.journal import Journal, SiloRow, TokenRow
 from coordinator.trust import access
 from coordinator.trust.access import Access, calling_admin, calling_silo
 from coordinator.trust.denials import Denials
+from coordinator.trust.known_calls import server_of_known_calls
 from coordinator.trust.registry import ACTIVE, REVOKED, Registry
 from coordinator.trust.tls import server_credentials
 from fedreid.errors import AccessDenied, Refusal, UpdateRefused
@@ -82,7 +83,7 @@ class House:
 
     @asynccontextmanager
     async def serving(self, **servicers: Any) -> AsyncIterator[None]:
-        server = grpc.aio.server(interceptors=(Access(self.registry, Denials()),))
+        server = server_of_known_calls((Access(self.registry, Denials()),))
         for service, base, add in (
             (
                 "Enrolment",
