@@ -146,5 +146,5 @@ STANDSTILL = 0.01
 back."""
 
 COPY_COSINE = 0.95
-"""Cosine with the model's last movement from which an update is a scaled copy of it: honest ones
-stay below 0.5."""
+"""Cosine with the model's last movement from which an update is a scaled copy of it: the round's
+own batches take an honest one elsewhere."""
