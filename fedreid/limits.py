@@ -196,27 +196,30 @@ RELEASE_BYTES = 4 * MIB
 REFUSAL_CHARACTERS = 300
 """Of a refusal in the agent's audit log: part of it may be the coordinator's own words."""
 
-OUTLIER_EXCESS = 5.0
-"""How many times further than the median an update moves, as it is and per step, before it is an
-outlier: honest silos of 12:6:3:2:1 images stay below 1.3, and a direction that is reversed and
-multiplied by ten lies beyond."""
+OUTLIER_EXCESS = 3.0
+"""How many times further than the others' median an update moves, per step and per root of steps,
+before it is an outlier: honest silos of 12:6:3:2:1 images stay below 1.3; a change of ten times its
+length lies beyond, even of the smallest of them."""
+
+SHORT = 1.5
+"""How many times as far as the others' median a silo may move without being asked for its steps."""
 
 AGREEMENT = 0.1
 """Mean cosine between the other silos' updates from which a direction against them is an outlier:
 honest updates of few steps are nearly orthogonal, and their cosines scatter by some 0.05."""
 
 DISTANCE_EXCESS = 10.0
-"""How many times the others' median a cosine distance may be before it is not believed: honest
-ones scatter by up to 4 where learning rates are low."""
+"""How many times the others' median a cosine distance may be before it is not believed: that of
+the largest of 12:6:3:2:1 honest silos was up to 4.4 times."""
 
 STATISTIC_EXCESS = 5.0
 """How many times further than the median a running mean or variance may move where updates are
 clipped: with momentum 0.1 a silo of many steps takes its own statistics on, one of few hardly."""
 
 STANDSTILL = 0.01
-"""Share of the median movement, as it is and per step, below which an update is the base model
-handed back."""
+"""Share of the others' median movement per step below which an update is the base model handed
+back."""
 
 COPY_COSINE = 0.95
-"""Cosine with the model's last movement from which an update is a scaled copy of it: honest ones
-stay below 0.5."""
+"""Cosine with the model's last movement from which an update is a scaled copy of it: the round's
+own batches take an honest one elsewhere."""

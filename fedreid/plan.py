@@ -122,8 +122,8 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
     trim: Annotated[float, Meta(ge=0, lt=0.5)] = 0.2
     """``trimmed_mean``: share of the silos, rounded up, left out at either end."""
     clip_norm_ratio: NonNegative = 2.0
-    """An update that moves more than so many times as far as the median of three or more, both as
-    it is and per step, is shortened to that; 0 = never."""
+    """Where three or more silos take part, an update that moves more than so many times as far as
+    the others', by what their steps may explain, is shortened to that; 0 = never."""
     screen: bool = True
     """Give no share to an update that is an outlier, and do not believe a cosine distance that
     does not fit the others; where three or more silos take part."""

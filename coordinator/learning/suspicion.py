@@ -4,17 +4,18 @@ A pure function of the few numbers that ``movement`` has measured and of what th
 Updates are only ever compared with the others of their round; where fewer than three silos take
 part nobody can say who of them is odd, and only what is odd by itself is flagged.
 
-How far an update has moved is compared twice: as it is, and per step. A silo with many images
-makes many steps and moves far, one with few moves far per step where paths are curved; neither is
-wrong. So the lesser of the two ratios to the median counts: its *excess*.
+How far a silo moves depends on its steps, of which one with many images makes many. A path that
+goes straight on grows with them, one that wanders about with their root, and an honest silo's lies
+in between. So its length is compared per step and per root of steps, and the lesser of the two
+ratios to the others' median counts: its *excess*. Paths that end in an optimum may grow by less, so
+a silo that moves no further than SHORT times the others' median, as it is, has no excess above 1.
 
 ============  ==================================================================================
 flag          meaning
 ============  ==================================================================================
 clipped       its excess is above ``clip_norm_ratio``; it is shortened until it is not
 outlier       its excess is above OUTLIER_EXCESS, or it points against the others where these agree
-distance      its cosine distance is above DISTANCE_EXCESS times the others', more than its excess
-              explains
+distance      its cosine distance is above DISTANCE_EXCESS times the others'
 free_rider    it is the base itself, the last movement of the model, or another silo's update
 ============  ==================================================================================
 
@@ -40,6 +41,7 @@ from fedreid.limits import (
     COPY_COSINE,
     DISTANCE_EXCESS,
     OUTLIER_EXCESS,
+    SHORT,
     STANDSTILL,
     STATISTIC_EXCESS,
 )
@@ -113,12 +115,12 @@ def _compared(
     idle_K = (movement.norms_K == 0.0) | _copies(movement)
     if len(distances_K) < _SILOS_TO_COMPARE:
         return replace(alone, odd={"free_rider": idle_K})
-    ratios_2K = _ratios(movement.norms_K, [c.num_steps for c in contributions_K])
-    excess_K = ratios_2K.min(axis=0)
+    norms_K = movement.norms_K
+    steps_K = np.array([c.num_steps for c in contributions_K], dtype=np.float64)
+    excess_K = _excess(norms_K, steps_K)
     far_K = excess_K > OUTLIER_EXCESS
-    typical_K = np.array([np.median(np.delete(distances_K, k)) for k in range(len(distances_K))])
-    odd_K = distances_K > DISTANCE_EXCESS * typical_K * np.maximum(1.0, excess_K)
-    odd_K &= typical_K > 0.0
+    typical_K = _typical(distances_K)
+    odd_K = (typical_K > 0.0) & (distances_K > DISTANCE_EXCESS * typical_K)
     return _Findings(
         excess_K=excess_K,
         believed_K=np.where(odd_K, typical_K, distances_K),
@@ -126,18 +128,31 @@ def _compared(
             "clipped": excess_K > (plan.clip_norm_ratio or np.inf),
             "outlier": far_K | _against(movement, far_K),
             "distance": odd_K,
-            "free_rider": idle_K | (ratios_2K.max(axis=0) < STANDSTILL),
+            "free_rider": idle_K | (norms_K / steps_K < STANDSTILL * _typical(norms_K / steps_K)),
         },
     )
 
 
-def _ratios(norms_K: DoubleArray, steps_K: Sequence[int]) -> DoubleArray:
-    """How many times as far as the median each update has moved, as it is and per step."""
-    per_step_K = norms_K / np.array(steps_K, dtype=np.float64)
-    middle, middle_per_step = np.median(norms_K), np.median(per_step_K)
-    if middle == 0.0:  # most have not moved at all: there is nothing to compare with
-        return np.ones((2, len(norms_K)))
-    return np.stack([norms_K / middle, per_step_K / middle_per_step])
+def _excess(norms_K: DoubleArray, steps_K: DoubleArray) -> DoubleArray:
+    """How many times further than the others each update has moved, as its steps may explain it."""
+    straight_K, wandering_K = norms_K / steps_K, norms_K / np.sqrt(steps_K)
+    typical_2K = np.stack([_typical(straight_K), _typical(wandering_K)])
+    moving_K = typical_2K.min(axis=0) > 0.0  # else the others stand still: nothing to compare with
+    ratios_2K = np.ones((2, len(norms_K)))
+    np.divide([straight_K, wandering_K], typical_2K, out=ratios_2K, where=moving_K)
+    short_K = norms_K <= SHORT * _typical(norms_K)
+    excess_K: DoubleArray = np.where(short_K, np.minimum(ratios_2K, 1.0), ratios_2K).min(axis=0)
+    return excess_K
+
+
+def _typical(values_K: DoubleArray) -> DoubleArray:
+    """The median of the others, for each; of two in the middle the larger.
+
+    Who is compared has no part in it, or one of few could move the measure towards itself; and of
+    two others an honest one can't be outweighed by one that sends nothing.
+    """
+    others = [np.sort(np.delete(values_K, k)) for k in range(len(values_K))]
+    return np.array([ordered[len(ordered) // 2] for ordered in others])
 
 
 def _against(movement: Movement, far_K: BoolArray) -> BoolArray:

@@ -33,7 +33,7 @@ from fedreid.errors import (
     grpc_status_name,
 )
 from fedreid.limits import MESSAGE_IDLE_S
-from fedreid.names import Role, SiloName
+from fedreid.names import Principal, Role, SiloName
 from fedreid.pki.certificates import Holder, holder_of
 from fedreid.wire.failures import failure_message, failure_metadata
 from fedreid.work import off_loop

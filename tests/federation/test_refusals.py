@@ -143,7 +143,8 @@ LIES: list[tuple[str, Refusal, Announce]] = [
 
 
 def at(number: int, **fields: object) -> Break:
-    """The chunks up to ``number``, that one with other fields."""
+    """The chunks up to ``number``, that one with other fields: what is refused comes last, or the
+    stream may end while the rest is being written, and the reason with it."""
 
     def change(chunks: Chunks) -> Chunks:
         for field, value in fields.items():
@@ -180,7 +181,7 @@ BREAKS: list[tuple[str, Refusal, Break]] = [
     ("a wrong checksum", Refusal.CHUNK, at(0, crc32c=1)),
     ("an empty chunk", Refusal.CHUNK, at(0, data=b"")),
     ("a chunk above 1 MiB", Refusal.CHUNK, oversized),
-    ("a first chunk not at 0", Refusal.CHUNK, lambda c: c[1:]),
+    ("a first chunk not at 0", Refusal.CHUNK, lambda c: c[1:2]),
     ("a gap", Refusal.CHUNK, lambda c: [c[0], c[2]]),
     ("an offset twice", Refusal.CHUNK, lambda c: [c[0], c[0]]),
     ("overlapping chunks", Refusal.CHUNK, at(1, offset=CHUNK_BYTES - 4)),

@@ -91,26 +91,27 @@ def test_silos_of_very_different_sizes_are_honest_however_their_paths_bend(power
 
 @pytest.mark.parametrize("attacker", range(5))
 @pytest.mark.parametrize("agreement", [0.0, 0.5])
+@pytest.mark.parametrize("power", [0.5, 1.0])
 def test_a_change_turned_round_and_ten_times_as_long_gets_no_share(
-    attacker: int, agreement: float
+    attacker: int, agreement: float, power: float
 ) -> None:
-    steps = [12, 9, 8, 8, 7]
-    changes_KD = honest(5, agreement=agreement) * np.array(steps)[:, None]
+    steps = [120, 60, 30, 20, 10]
+    changes_KD = honest(5, agreement=agreement) * np.array(steps)[:, None] ** power
     changes_KD[attacker] *= -10.0
     judgement = judged(
         changes_KD, steps=steps, distances=[0.1] * attacker + [2.0] + [0.1] * (4 - attacker)
     )
     assert counted(judgement) == [f"silo-{k}" for k in range(5) if k != attacker]
     assert set(judgement.flags) == {f"silo-{attacker}"}
-    assert {"clipped", "outlier"} <= set(judgement.flags[f"silo-{attacker}"])
+    assert {"distance", "outlier"} <= set(judgement.flags[f"silo-{attacker}"])
 
 
 def test_a_change_is_shortened_to_the_plans_multiple_of_the_median() -> None:
     changes_KD = honest(5)
-    changes_KD[3] *= 4.0
+    changes_KD[3] *= 2.5
     judgement = judged(changes_KD)
     assert judgement.flags == {"silo-3": ("clipped",)}
-    assert judgement.scales["silo-3"] == pytest.approx(0.5)
+    assert judgement.scales["silo-3"] == pytest.approx(0.8)
     assert len(judgement.counted) == 5
 
 
@@ -118,7 +119,7 @@ def test_with_everything_off_flags_are_told_and_all_counts() -> None:
     changes_KD = honest(5)
     changes_KD[1] *= -10.0
     judgement = judged(changes_KD, plan=OFF, distances=[0.1, 2.0, 0.1, 0.1, 0.1])
-    assert judgement.flags == {"silo-1": ("outlier",)}  # so far a move explains the distance
+    assert judgement.flags == {"silo-1": ("distance", "outlier")}
     assert list(judgement.counted) == contributions(5, distances=[0.1, 2.0, 0.1, 0.1, 0.1])
     assert set(judgement.scales.values()) == {1.0}
 
@@ -166,13 +167,6 @@ def test_a_distance_far_beyond_the_others_is_not_believed(times: float, odd: boo
     assert [believed[f"silo-{k}"] for k in (0, 1, 3, 4)] == [0.02, 0.01, 0.01, 0.005]
 
 
-def test_who_moves_further_may_have_the_larger_distance() -> None:
-    changes_KD = honest(5)
-    changes_KD[2] *= 4.0
-    judgement = judged(changes_KD, distances=[0.01, 0.01, 0.35, 0.01, 0.01])
-    assert judgement.flags == {"silo-2": ("clipped",)}
-
-
 def test_a_distance_beside_zeros_is_believed() -> None:
     assert judged(honest(3), distances=[0.0, 0.0, 0.3]).flags == {}
 
@@ -181,7 +175,7 @@ def test_a_distance_beside_zeros_is_believed() -> None:
 
 
 def test_the_base_model_handed_back_is_a_free_riders() -> None:
-    changes_KD = honest(4)
+    changes_KD = honest(5)
     changes_KD[1] = 0.0
     changes_KD[2] *= 0.001
     judgement = judged(changes_KD)
