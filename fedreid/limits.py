@@ -198,7 +198,7 @@ REFUSAL_CHARACTERS = 300
 
 OUTLIER_EXCESS = 3.0
 """How many times further than the others' median an update moves, per step and per root of steps,
-before it is an outlier: honest silos of 12:6:3:2:1 images stay below 1.3; a change of ten times its
+before it is an outlier: honest silos of 12:6:3:2:1 images stay below 1.5; a change of ten times its
 length lies beyond, even of the smallest of them."""
 
 SHORT = 1.5
@@ -222,4 +222,4 @@ back."""
 
 COPY_COSINE = 0.95
 """Cosine with the model's last movement from which an update is a scaled copy of it: the round's
-own batches take an honest one elsewhere."""
+own batches take an honest one elsewhere, and its cosine to 0.3 at most."""
