@@ -46,7 +46,7 @@ def _line(line: AuditLine) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.10g}"
     if isinstance(value, list):
         return ",".join(map(str, value))
     if isinstance(value, dict):
