@@ -149,6 +149,8 @@ class LocalRun:
             spent = reached.seconds + time.monotonic() - begun
             reached = msgspec.structs.replace(reached, seconds=spent)
             write_bytes(self._root / PROGRESS_NAME, msgspec.json.encode(reached))
+            # Only now: a round that is done again needs the models that it was done from.
+            self._tidy(reached.last)
         return LocalResult(
             untrained=reached.untrained, rounds=reached.rounds, seconds=reached.seconds
         )
@@ -189,7 +191,6 @@ class LocalRun:
             phase, begun = state.phase, time.monotonic()
             state = self._next(state, self._perform(state))
             seconds[str(phase)] = time.monotonic() - begun
-        self._tidy(state)
         one = self._result(state, seconds, uploaded, local)
         figured = self._with_figures(reached, one, before, self._after(state))
         return msgspec.structs.replace(figured, base_digest=state.model_digest, last=state)
@@ -350,7 +351,8 @@ class LocalRun:
             staged.replace(path)
         return digest
 
-    def _tidy(self, state: RoundState) -> None:
+    def _tidy(self, state: RoundState | None) -> None:
+        assert state is not None, "a round was done"
         remove_folder(self._folders.spool(state.run, state.number))
         remove_folder(self._folders.work(state.run, state.number))
         kept = {state.model_digest, state.base_digest, *state.models.values()}

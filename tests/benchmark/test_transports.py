@@ -97,7 +97,10 @@ def test_one_process_and_a_real_federation_publish_the_same(
 
 def test_silos_that_add_noise_tell_its_price_after_each_round(silos: Path, tmp_path: Path) -> None:
     privacy = PrivacyPolicy(noise_multiplier=1.0, clip_norm=1e-3, epsilon_budget=9.0)
-    method = MethodSpec(name="noisy", plan="best.toml", policy=Policy(privacy=privacy))
+    method = MethodSpec(
+        name="noisy", plan="best.toml", policy=Policy(privacy=privacy),
+        override={"aggregation": {"bn": "pooled", "clip_norm_ratio": 0.0, "screen": False}},
+    )  # fmt: skip
     cell = result(silos, tmp_path, method, "local")
     prices = [
         epsilon_of((Spending(noise_multiplier=1.0, updates=count),), privacy.delta)

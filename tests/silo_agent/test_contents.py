@@ -93,7 +93,7 @@ def test_a_trained_round_is_shown_as_it_is_packed_for_sending(tmp_path: Path) ->
     assert shown.destination == parcel.destination
     assert shown.numbers == {
         "num_images": 10, "cosine_distance": 0.5, "train_loss": 1.0, "num_steps": 4,
-        "run": "spring", "round": 7,
+        "privacy": None, "run": "spring", "round": 7,
     }  # fmt: skip
 
 
