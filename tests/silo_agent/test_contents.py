@@ -6,15 +6,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from fedreid.contract import UpdateReport
 from fedreid.errors import PolicyRefused, UsageError
-from fedreid.plan import BackbonePlan
 from fedreid.wire.tensors import FloatArray, TensorFile, save_tensors
 from silo_agent.config import AgentConfig, Folders, Policy, save_config
 from silo_agent.contents import TensorShown, contents_of
 from silo_agent.egress import pack
 from silo_agent.held import Held
-from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.outbox import UPDATE_FILE, Outbox
+from tests.silo_agent.example_round import ROUND as EXAMPLE
 
 ADDRESS = "coordinator.example:443"
 BASE: dict[str, FloatArray] = {
@@ -22,19 +21,7 @@ BASE: dict[str, FloatArray] = {
     "conv.weight": np.ones((3, 2), dtype=np.float32),
 }
 CLASSIFIER = {"classifier.weight": np.full((4, 4), 7.0, dtype=np.float32)}
-ROUND = FinishedRound(
-    run="spring",
-    round=7,
-    base_digest="b" * 64,
-    base_round=6,
-    backbone=BackbonePlan(),
-    bn="pooled",
-    encoding="bf16",
-    report=UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4),
-    num_identities=3,
-    evaluations=(),
-    earlier=(),
-)
+ROUND = msgspec.structs.replace(EXAMPLE, encoding="bf16", evaluations=())
 
 
 @pytest.fixture

@@ -13,37 +13,21 @@ import numpy as np
 import pytest
 
 from fedreid.audit import AuditLine, AuditLog, read_audit
-from fedreid.contract import EvaluationResult, UpdateReport
+from fedreid.contract import EvaluationResult
 from fedreid.errors import ConnectionFailed, PolicyRefused, Refusal, UpdateRefused
-from fedreid.plan import BackbonePlan
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.failures import failure_metadata
 from fedreid.wire.tensors import FloatArray, save_tensors
 from silo_agent.config import AgentConfig, Folders, Policy
 from silo_agent.delivery import Delivery
 from silo_agent.held import Held
-from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
+from silo_agent.outbox import UPDATE_FILE, Outbox
 from tests.parties import FakeClock
+from tests.silo_agent.example_round import RESULT, ROUND
 
 ADDRESS = "coordinator.example:443"
 BASE: dict[str, FloatArray] = {"a.weight": np.arange(8, dtype=np.float32)}
 SECRET = np.frombuffer(b"classifier-row-of-person-0042!!!", dtype=np.float32)
-RESULT = EvaluationResult(
-    model="local", rank1=0.5, rank5=0.75, rank10=1.0, map=0.25, minp=0.1, queries=9
-)
-ROUND = FinishedRound(
-    run="spring",
-    round=7,
-    base_digest="b" * 64,
-    base_round=6,
-    backbone=BackbonePlan(),
-    bn="pooled",
-    encoding="fp32",
-    report=UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4),
-    num_identities=3,
-    evaluations=(RESULT,),
-    earlier=(),
-)
 
 
 class Failed(grpc.aio.AioRpcError):

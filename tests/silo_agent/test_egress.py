@@ -16,7 +16,7 @@ from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
 from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, write_model
 from silo_agent.config import Policy, PrivacyPolicy
 from silo_agent.egress import Parcel, check_task, pack
-from silo_agent.outbox import FinishedRound
+from tests.silo_agent.example_round import ROUND
 
 Tensors = dict[str, FloatArray]
 NORMS = ("bn.bias", "bn.running_mean", "bn.running_var", "bn.weight")
@@ -54,18 +54,11 @@ def packed(
     path = folder / "update.safetensors"
     with path.open("wb") as stream:
         write_model(stream, update)
-    finished = FinishedRound(
-        run="spring",
-        round=1,
-        base_digest="a" * 64,
-        base_round=0,
-        backbone=BackbonePlan(),
+    finished = msgspec.structs.replace(
+        ROUND,
         bn=bn,
         encoding=encoding,
         report=msgspec.structs.replace(REPORT, num_images=num_images, privacy=privacy),
-        num_identities=3,
-        evaluations=(),
-        earlier=(),
     )
     return pack(
         finished,

@@ -6,29 +6,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fedreid.contract import EvaluationResult, ModelKind, UpdateReport
+from fedreid.contract import ModelKind
 from fedreid.errors import StorageError
 from fedreid.limits import FIGURES_KEPT
-from fedreid.plan import BackbonePlan
 from silo_agent.config import Folders
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, ModelFigures, Outbox
+from tests.silo_agent.example_round import RESULT
+from tests.silo_agent.example_round import ROUND as EXAMPLE
 
-RESULT = EvaluationResult(
-    model="local", rank1=0.5, rank5=0.75, rank10=1.0, map=0.25, minp=0.1, queries=9
-)
-ROUND = FinishedRound(
-    run="spring",
-    round=7,
-    base_digest="b" * 64,
-    base_round=6,
-    backbone=BackbonePlan(),
-    bn="local",
-    encoding="bf16",
-    report=UpdateReport(num_images=10, cosine_distance=0.5, train_loss=1.0, num_steps=4),
-    num_identities=3,
-    evaluations=(RESULT,),
-    earlier=(),
-)
+ROUND = msgspec.structs.replace(EXAMPLE, bn="local", encoding="bf16")
 
 
 def names_in(folder: Path) -> list[str]:

@@ -6,16 +6,17 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from fedreid.contract import PrivacyReport, UpdateReport
+from fedreid.contract import PrivacyReport
 from fedreid.errors import JobFailed, PolicyRefused
 from fedreid.files import make_folder
 from fedreid.limits import MIB
-from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding
+from fedreid.plan import BatchNormPolicy, Encoding
 from fedreid.wire.tensors import (
     FloatArray,
     Layout,
@@ -27,8 +28,9 @@ from fedreid.wire.tensors import (
 from silo_agent.budget import PrivacyBudget
 from silo_agent.config import Folders, Policy, PrivacyPolicy
 from silo_agent.egress import Parcel, pack
-from silo_agent.outbox import OWN_FILE, UPDATE_FILE, FinishedRound
+from silo_agent.outbox import OWN_FILE, UPDATE_FILE
 from silo_agent.privacy import Entropy, add_noise, gaussian, make_private
+from tests.silo_agent.example_round import ROUND
 
 Tensors = dict[str, FloatArray]
 _TWICE: tuple[Encoding, ...] = ("fp32", "fp32", "bf16", "bf16")
@@ -222,24 +224,9 @@ def packed(
     bn: BatchNormPolicy = "pooled",
     encoding: Encoding = "fp32",
 ) -> Parcel:
-    finished = FinishedRound(
-        run="spring",
-        round=1,
-        base_digest="a" * 64,
-        base_round=0,
-        backbone=BackbonePlan(),
-        bn=bn,
-        encoding=encoding,
-        report=UpdateReport(
-            num_images=9,
-            cosine_distance=0.0,
-            train_loss=0.0,
-            num_steps=4,
-            privacy=PrivacyReport(clip_norm=1.0, noise_multiplier=1.0, epsilon=4.8, delta=1e-5),
-        ),
-        num_identities=3,
-        evaluations=(),
-        earlier=(),
+    spent = PrivacyReport(clip_norm=1.0, noise_multiplier=1.0, epsilon=4.8, delta=1e-5)
+    finished = msgspec.structs.replace(
+        ROUND, bn=bn, encoding=encoding, report=ROUND.report.withheld(spent)
     )
     return pack(
         finished,
