@@ -40,7 +40,7 @@ from fedreid.jobs import Job, Progress, ReportT
 from fedreid.names import Digest
 from fedreid.plan import Plan
 from fedreid.wire.encoding import decode, encode, payload_bytes
-from fedreid.wire.tensors import Layout, TensorFile
+from fedreid.wire.tensors import Layout, TensorFile, layout_of
 from silo_agent import config as agent
 from silo_agent.budget import PrivacyBudget
 from silo_agent.egress import Parcel, pack
@@ -459,8 +459,7 @@ class LocalRun:
         )
 
     def _layout(self, digest: str) -> Layout:
-        with TensorFile(orders.model_path(self._folders, Digest(digest))) as file:
-            return file.layout
+        return layout_of(orders.model_path(self._folders, Digest(digest)))
 
     def _payload_bytes(self, digest: str) -> int:
         return payload_bytes(self._layout(digest), self._plan.wire.download)

@@ -9,9 +9,9 @@ from typing import Annotated, Optional
 import typer
 
 from coordinator import membership
-from coordinator.options import Address, Data, Json, instant
+from coordinator.options import Address, Data, Json
 from fedreid import launch
-from fedreid.console import out, print_json, print_table, run_program, say
+from fedreid.console import instant, out, print_json, print_table, run_program, say
 from fedreid.errors import UsageError
 from fedreid.limits import TOKEN_TTL_S
 

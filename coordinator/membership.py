@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from coordinator.options import Address, Data, Json, instant
-from fedreid.console import print_json, print_table, say
+from coordinator.options import Address, Data, Json
+from fedreid.console import instant, print_json, print_table, say
 
 ca_app = typer.Typer(no_args_is_help=True, help="Replace the certificate authority, in four steps.")
 

@@ -1,7 +1,5 @@
-"""What do the platform team's commands share? Options, and how an instant is printed."""
+"""Which options do the platform team's commands share?"""
 
-import math
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,8 +11,3 @@ Address = Annotated[
     typer.Option("--coordinator", help="HOST:PORT; default: the one that serves --data here."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def instant(seconds: float) -> str:
-    """Seconds since the Unix epoch, for a person to read."""
-    return datetime.fromtimestamp(math.floor(seconds), UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,13 +1,12 @@
 """What does a person see of an audit log? The same in both programs."""
 
 from collections import deque
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from fedreid.audit import AuditLine, read_audit, verify
-from fedreid.console import print_json, say
+from fedreid.console import instant, print_json, say
 
 
 def print_verified(folder: Path, *, as_json: bool) -> None:
@@ -39,9 +38,8 @@ def print_lines(folder: Path, *, last: int, as_json: bool) -> None:
 
 
 def _line(line: AuditLine) -> str:
-    at = datetime.fromtimestamp(line.at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     fields = " ".join(f"{name}={_shown(value)}" for name, value in line.fields.items())
-    return f"{line.number} {at} {line.event} {fields}".rstrip()
+    return f"{line.number} {instant(line.at_s)} {line.event} {fields}".rstrip()
 
 
 def _shown(value: object) -> str:

@@ -1,10 +1,12 @@
 """How do the commands speak to people? Tables, errors and exit codes, the same in each program."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -64,6 +66,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 def _printable(text: str) -> str:
     """Without control characters: some cells hold what a silo calls itself."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def instant(seconds: float) -> str:
+    """Seconds since the Unix epoch, for a person to read."""
+    return datetime.fromtimestamp(math.floor(seconds), UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def say(line: str) -> None:

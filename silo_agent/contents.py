@@ -13,7 +13,7 @@ from fedreid.contract import UpdateReport
 from fedreid.errors import StorageError, UsageError
 from fedreid.plan import Encoding
 from fedreid.wire.encoding import payload_bytes
-from fedreid.wire.tensors import Layout, TensorFile
+from fedreid.wire.tensors import Layout, layout_of
 from silo_agent.config import Folders, load_config
 from silo_agent.egress import outline, pack
 from silo_agent.held import find_held, newest_held
@@ -65,7 +65,7 @@ def _packed(folders: Folders, last: FinishedRound) -> Contents:
             last,
             folder=Path(scratch),
             update=Outbox(folders).folder(last) / UPDATE_FILE,
-            base=_layout(Path(held.path)),
+            base=layout_of(Path(held.path)),
             policy=config.policy,
             destination=config.coordinator,
         )
@@ -87,7 +87,7 @@ def _foreseen(folders: Folders, base: Path | None) -> Contents:
     policy = config.policy
     allowed = policy.encodings or ("fp32",)
     leaving = outline(
-        _layout_of(base) if base else _layout(_newest(folders)),
+        _named(base) if base else layout_of(_newest(folders)),
         bn="pooled" if policy.batchnorm_statistics else "local",
         encoding="fp32" if "fp32" in allowed else allowed[0],
         policy=policy,
@@ -110,15 +110,10 @@ def _tensors(layout: Layout, encoding: Encoding) -> dict[str, TensorShown]:
     }
 
 
-def _layout(path: Path) -> Layout:
-    with TensorFile(path) as file:
-        return file.layout
-
-
-def _layout_of(base: Path) -> Layout:
+def _named(base: Path) -> Layout:
     """The tensors of a file that somebody has named."""
     try:
-        return _layout(base)
+        return layout_of(base)
     except StorageError as error:
         raise UsageError(
             f"The file {base} is no model of ours",

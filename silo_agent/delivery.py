@@ -19,7 +19,7 @@ from fedreid.limits import CALL_S
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire
 from fedreid.wire.stream import send_chunks
-from fedreid.wire.tensors import Layout, TensorFile
+from fedreid.wire.tensors import layout_of
 from fedreid.work import off_loop
 from silo_agent.config import AgentConfig, Folders
 from silo_agent.egress import Parcel, outline, pack
@@ -60,7 +60,7 @@ class Delivery:
         Raises:
             PolicyRefused: the policy keeps a tensor here, or a quota is used up.
         """
-        layout = await off_loop(_layout, base)
+        layout = await off_loop(layout_of, Path(base.path))
         leaving = outline(layout, bn=task.bn, encoding=task.upload_encoding, policy=self._policy)
         self._ledger.check_room(
             self._policy, run=task.run, number=task.round, byte_count=leaving.byte_count
@@ -125,7 +125,7 @@ class Delivery:
             finished,
             folder=folder,
             update=folder / UPDATE_FILE,
-            base=_layout(base),
+            base=layout_of(Path(base.path)),
             policy=self._policy,
             destination=self._address,
         )
@@ -168,11 +168,6 @@ class Delivery:
             outcome=outcome,
             **more,
         )
-
-
-def _layout(base: Held) -> Layout:
-    with TensorFile(Path(base.path)) as file:
-        return file.layout
 
 
 def _numbers(result: EvaluationResult) -> dict[str, float]:

@@ -69,9 +69,8 @@ def _change(file: TensorFile, earlier: TensorFile, now_s: float) -> float:
 def _blocks(file: TensorFile) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     for spec, offset in file.layout.offsets():
         for start in range(0, spec.size_bytes, _BLOCK_BYTES):
-            values = np.empty(min(_BLOCK_BYTES, spec.size_bytes - start) // 4, dtype=np.float32)
-            file.read_into(offset + start, values.view(np.uint8).data)
-            yield spec.name, values
+            size = min(_BLOCK_BYTES, spec.size_bytes - start)
+            yield spec.name, file.values(offset + start, size)
 
 
 def _squared_norm(values: npt.NDArray[np.float64]) -> float:

@@ -134,11 +134,6 @@ def _blocks(
     for spec in leaving.specs:
         for start in range(0, spec.size_bytes, _BLOCK_BYTES):
             size = min(_BLOCK_BYTES, spec.size_bytes - start)
-            before = _read(base, base_at[spec.name] + start, size)
-            yield spec.name, before, _read(trained, own_at[spec.name] + start, size) - before
-
-
-def _read(file: TensorFile, offset: int, size: int) -> _Values:
-    values = np.empty(size // np.dtype(np.float32).itemsize, dtype=np.float32)
-    file.read_into(offset, values.view(np.uint8).data)
-    return values.astype(np.float64)
+            before = base.values(base_at[spec.name] + start, size).astype(np.float64)
+            own = trained.values(own_at[spec.name] + start, size)
+            yield spec.name, before, own - before

@@ -25,7 +25,7 @@ from fedreid.wire.encoding import payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
 from fedreid.wire.stream import send_chunks
-from fedreid.wire.tensors import Layout, TensorFile
+from fedreid.wire.tensors import Layout, TensorFile, layout_of
 
 _SEE_MODELS = "See: coordinator model list."
 
@@ -62,8 +62,7 @@ class Models:
 
     def layout(self, digest: Digest) -> Layout:
         """Names and shapes of a published model."""
-        with TensorFile(self.path(digest)) as file:
-            return file.layout
+        return layout_of(self.path(digest))
 
     def place(self, staged: Path, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
         """Move a finished model to its name and sign it as the federation's next version.

@@ -74,10 +74,10 @@ def check_values(update: TensorFile, base: TensorFile, plan: ValidationPlan) -> 
     for spec, offset in update.layout.offsets():
         for start in range(0, spec.size_bytes, _BLOCK_BYTES):
             size = min(_BLOCK_BYTES, spec.size_bytes - start)
-            values = _block(update, offset + start, size)
+            values = update.values(offset + start, size)
             _check_block(spec.name, values, plan.max_absolute_value)
             if not is_statistic(spec.name):
-                before = _block(base, base_offsets[spec.name] + start, size)
+                before = base.values(base_offsets[spec.name] + start, size)
                 norms.base += _squared_norm(before)
                 norms.change += _squared_norm(values - before)
     limit = plan.max_update_norm_ratio * math.sqrt(norms.base)
@@ -87,12 +87,6 @@ def check_values(update: TensorFile, base: TensorFile, plan: ValidationPlan) -> 
             f"The update moves the model by a norm of {math.sqrt(norms.change):.4g}",
             why=f"the plan allows {limit:.4g}",
         )
-
-
-def _block(file: TensorFile, offset: int, size: int) -> npt.NDArray[np.float32]:
-    values = np.empty(size // 4, dtype=np.float32)
-    file.read_into(offset, values.view(np.uint8).data)
-    return values
 
 
 def _squared_norm(values: npt.NDArray[np.float32]) -> float:

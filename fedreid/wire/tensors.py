@@ -146,6 +146,12 @@ def is_statistic(name: str) -> bool:
     return name.endswith(("running_mean", "running_var"))
 
 
+def layout_of(path: Path) -> Layout:
+    """Names and shapes of a tensor file; StorageError if it is damaged."""
+    with TensorFile(path) as file:
+        return file.layout
+
+
 class TensorFile:
     """A canonical safetensors file, read tensor by tensor; holds one descriptor, no tensors."""
 
@@ -183,9 +189,13 @@ class TensorFile:
     def read(self, name: str) -> FloatArray:
         """One tensor in its shape; KeyError if the file has none of that name."""
         spec, offset = self._offsets[name]
-        values = np.empty(spec.elements, dtype=np.float32)
+        return self.values(offset, spec.size_bytes).reshape(spec.shape)
+
+    def values(self, offset: int, size: int) -> FloatArray:
+        """The values in ``size`` bytes of the data section from ``offset`` bytes on."""
+        values = np.empty(size // _ITEM_BYTES, dtype=np.float32)
         self.read_into(offset, values.view(np.uint8).data)
-        return values.reshape(spec.shape)
+        return values
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` from the data section at ``offset`` bytes."""

@@ -150,7 +150,7 @@ class LocalRound:
         save_tensors(Path(self.job.out) / UPDATE_FILE, shared)
         folder = self._private(FEDERATED)
         write_classifier(folder, ClassifierState.of(learner.classifier, self.data.identities))
-        if keeps_batch_norm(self.job.bn) and (self.job.bn == "local" or self.data.cameras > 1):
+        if self.job.bn == "local" or (self.job.bn == "adaptive" and self.data.cameras > 1):
             own = {name: shared[name] for name in batch_norm_names(shared)}
             save_tensors(folder / BATCH_NORM, own)
 

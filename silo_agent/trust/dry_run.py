@@ -13,13 +13,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import grpc
 
 from fedreid.clock import Clock
+from fedreid.console import instant
 from fedreid.datasets.checks import refusals
 from fedreid.datasets.images import decode
 from fedreid.datasets.layouts import load
@@ -110,7 +110,7 @@ class DryRun:
         token = tokens.read(self.token_file)
         if self.clock.now_s() >= token.expires_at_s:
             raise TokenRefused(
-                f"The join token has expired at {_instant(token.expires_at_s)}",
+                f"The join token has expired at {instant(token.expires_at_s)}",
                 why="or this machine's clock runs ahead",
                 next_step="Ask the coordinator's operators for a new one.",
             )
@@ -119,7 +119,7 @@ class DryRun:
         self._identity = identity
         return (
             f"for the silo {token.silo} of {holder.principal.federation}, "
-            f"good until {_instant(token.expires_at_s)}"
+            f"good until {instant(token.expires_at_s)}"
         )
 
     def _clock(self) -> str:
@@ -127,14 +127,14 @@ class DryRun:
         now_s = self.clock.now_s()
         if not holder.not_before_s <= now_s < holder.not_after_s:
             raise TrustError(
-                f"This machine's clock says {_instant(now_s)}",
+                f"This machine's clock says {instant(now_s)}",
                 why="the coordinator's clock has issued a certificate for the time from "
-                f"{_instant(holder.not_before_s)} to {_instant(holder.not_after_s)}",
+                f"{instant(holder.not_before_s)} to {instant(holder.not_after_s)}",
                 next_step="Set the clock; if it is right, ask for a new token.",
             )
         return (
-            f"{_instant(now_s)} lies in the certificate's life, "
-            f"{_instant(holder.not_before_s)} to {_instant(holder.not_after_s)}"
+            f"{instant(now_s)} lies in the certificate's life, "
+            f"{instant(holder.not_before_s)} to {instant(holder.not_after_s)}"
         )
 
     def _address(self) -> str:
@@ -247,7 +247,3 @@ async def _admitted(address: str, identity: Identity) -> None:
 def _standing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-def _instant(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
