@@ -14,7 +14,8 @@ a silo that moves no further than SHORT times the others' median, as it is, has 
 flag          meaning
 ============  ==================================================================================
 clipped       its excess is above ``clip_norm_ratio``; it is shortened until it is not
-outlier       its excess is above OUTLIER_EXCESS, or it points against the others where these agree
+outlier       its excess is above OUTLIER_EXCESS, or above AGAINST_EXCESS while it points against the
+              others and these agree
 distance      its cosine distance is above DISTANCE_EXCESS times the others'
 free_rider    it is the base itself, the last movement of the model, or another silo's update
 ============  ==================================================================================
@@ -37,6 +38,7 @@ import numpy.typing as npt
 from coordinator.learning.jobs import Contribution, Flag
 from coordinator.learning.movement import DoubleArray, Movement
 from fedreid.limits import (
+    AGAINST_EXCESS,
     AGREEMENT,
     COPY_COSINE,
     DISTANCE_EXCESS,
@@ -126,7 +128,7 @@ def _compared(
         believed_K=np.where(odd_K, typical_K, distances_K),
         odd={
             "clipped": excess_K > (plan.clip_norm_ratio or np.inf),
-            "outlier": far_K | _against(movement, far_K),
+            "outlier": far_K | (_against(movement, far_K) & (excess_K > AGAINST_EXCESS)),
             "distance": odd_K,
             "free_rider": idle_K | (norms_K / steps_K < STANDSTILL * _typical(norms_K / steps_K)),
         },
@@ -158,8 +160,9 @@ def _typical(values_K: DoubleArray) -> DoubleArray:
 def _against(movement: Movement, far_K: BoolArray) -> BoolArray:
     """Whether an update points against the others, which agree with each other.
 
-    Near the end of a run honest changes cancel out, so a negative cosine alone says nothing. Those
-    that are ``far`` are outliers already and have no voice. Of the rest never all point against
+    Honest ones do as well: near the end of a run changes cancel out, and in the round after one in
+    which a silo had the largest share the others all pull the model back. So this says something
+    only of an update that is long besides. Those that are ``far`` are outliers already and have no voice. Of the rest never all point against
     the others: the sum of all cosines would have to be positive and negative at once.
     """
     heard = [k for k, far in enumerate(far_K) if not far]

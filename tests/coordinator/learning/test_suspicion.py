@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from coordinator.learning.jobs import Contribution
 from coordinator.learning.movement import DoubleArray, Movement
 from coordinator.learning.suspicion import Judgement, judge
-from fedreid.limits import DISTANCE_EXCESS, OUTLIER_EXCESS
+from fedreid.limits import AGAINST_EXCESS, DISTANCE_EXCESS, OUTLIER_EXCESS
 from fedreid.plan import AggregationPlan
 
 PLAN = AggregationPlan()
@@ -124,12 +124,21 @@ def test_with_everything_off_flags_are_told_and_all_counts() -> None:
     assert set(judgement.scales.values()) == {1.0}
 
 
-def test_a_change_against_others_who_agree_is_an_outlier_however_short() -> None:
+def test_a_change_against_others_who_agree_is_an_outlier_if_it_is_long_besides() -> None:
     changes_KD = honest(5, agreement=0.4)
-    changes_KD[2] *= -1.0
+    changes_KD[2] *= -(AGAINST_EXCESS + 0.1)
     judgement = judged(changes_KD)
     assert judgement.flags == {"silo-2": ("outlier",)}
     assert "silo-2" not in counted(judgement)
+
+
+def test_the_silo_that_pulled_the_model_its_way_counts_when_the_others_pull_it_back() -> None:
+    """As in rounds of generated silos: cosines of -0.9 between honest updates."""
+    changes_KD = honest(4, agreement=0.9)
+    changes_KD[3] *= -1.0
+    judgement = judged(changes_KD, steps=[24, 12, 48, 96])
+    assert judgement.flags == {}
+    assert len(judgement.counted) == 4
 
 
 def test_changes_that_cancel_out_at_the_end_of_a_run_are_honest() -> None:
