@@ -14,8 +14,8 @@ a silo that moves no further than SHORT times the others' median, as it is, has 
 flag          meaning
 ============  ==================================================================================
 clipped       its excess is above ``clip_norm_ratio``; it is shortened until it is not
-outlier       its excess is above OUTLIER_EXCESS, or above AGAINST_EXCESS while it points against the
-              others and these agree
+outlier       its excess is above OUTLIER_EXCESS, or above AGAINST_EXCESS and it points against the
+              others, which agree
 distance      its cosine distance is above DISTANCE_EXCESS times the others'
 free_rider    it is the base itself, the last movement of the model, or another silo's update
 ============  ==================================================================================
@@ -162,8 +162,9 @@ def _against(movement: Movement, far_K: BoolArray) -> BoolArray:
 
     Honest ones do as well: near the end of a run changes cancel out, and in the round after one in
     which a silo had the largest share the others all pull the model back. So this says something
-    only of an update that is long besides. Those that are ``far`` are outliers already and have no voice. Of the rest never all point against
-    the others: the sum of all cosines would have to be positive and negative at once.
+    only of an update that is long besides. Those that are ``far`` are outliers already and have no
+    voice. Of the rest never all point against the others: the sum of all cosines would have to be
+    positive and negative at once.
     """
     heard = [k for k, far in enumerate(far_K) if not far]
     against_K = np.zeros(len(far_K), dtype=np.bool_)
