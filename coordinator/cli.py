@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from coordinator import membership
+from coordinator import membership, upkeep
 from coordinator.options import Address, Data, Json
 from fedreid import launch
 from fedreid.console import instant, out, print_json, print_table, run_program, say
@@ -28,6 +28,9 @@ round_app = typer.Typer(no_args_is_help=True, help="Rounds of a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Published models.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 audit_app = typer.Typer(no_args_is_help=True, help="What has happened, hash-chained.")
+app.command()(upkeep.doctor)
+app.command()(upkeep.backup)
+app.command()(upkeep.restore)
 silo_app.command("approve")(membership.approve)
 silo_app.command("suspend")(membership.suspend)
 silo_app.command("resume")(membership.resume)

@@ -32,6 +32,7 @@ class Health:
             ConfigRefused: it is taken, or not ours to bind.
         """
         self.ready = False
+        self._problem = ""
         self._metrics = make_wsgi_app()
         try:
             self._server = make_server(
@@ -50,6 +51,10 @@ class Health:
         """Begin to answer."""
         self._thread.start()
 
+    def tell_problem(self, problem: str) -> None:
+        """Let /readyz say why the coordinator can't do its work; nothing: it can."""
+        self._problem = problem
+
     def close(self) -> None:
         """Stop answering and release the port."""
         self._server.shutdown()
@@ -62,11 +67,18 @@ class Health:
             exposition: Iterable[bytes] = self._metrics(environ, start_response)
             return exposition
         plain = [("Content-Type", "text/plain; charset=utf-8")]
-        if path == "/livez" or (path in ("/readyz", "/startupz") and self.ready):
-            start_response("200 OK", plain)
-            return [b"ok\n"]
+        if path == "/livez" or (path == "/startupz" and self.ready):
+            return self._fine(start_response, plain)
+        if path == "/readyz" and self.ready and not self._problem:
+            return self._fine(start_response, plain)
         if path in ("/readyz", "/startupz"):
             start_response("503 Service Unavailable", plain)
-            return [b"not ready\n"]
+            return [f"{self._problem or 'not ready'}\n".encode()]
         start_response("404 Not Found", plain)
         return [b"not found\n"]
+
+    def _fine(
+        self, start_response: StartResponse, headers: list[tuple[str, str]]
+    ) -> Iterable[bytes]:
+        start_response("200 OK", headers)
+        return [b"ok\n"]

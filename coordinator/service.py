@@ -127,6 +127,8 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
             await off_loop(self._rollover.acknowledge, silo, digest)
         self._presence.working(silo, "waiting", 0.0)
         self._conductor.look_again()
+        if request.newest_version and is_digest(request.newest_digest):
+            await self._conductor.catch_up(silo, request.newest_version, request.newest_digest)
 
         def renewal() -> RenewTask | None:
             reason = self._rollover.renewal_reason(holder, digest)
@@ -161,7 +163,8 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if not is_digest(request.model_digest):
             raise RunError("A model is named by its digest")
         digest = Digest(request.model_digest)
-        release = await off_loop(self._models.signed_release, digest, encoding)
+        async with self._downloads:  # it reads the whole file: what is damaged is not sent
+            release = await off_loop(self._models.signed_release, digest, encoding)
         yield federation_pb2.FetchModelResponse(release=release)
         chunks = self._models.chunks(digest, encoding, request.offset)
         while True:

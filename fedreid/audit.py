@@ -14,7 +14,7 @@ notes the head (``audit verify`` prints it) somewhere else from time to time.
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -70,10 +70,19 @@ class AuditLog:
     at its end first.
     """
 
-    def __init__(self, folder: Path, clock: Clock, *, file_bytes: int = AUDIT_FILE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        *,
+        file_bytes: int = AUDIT_FILE_BYTES,
+        witnessed: Callable[[], dict[str, Field]] = dict,
+    ) -> None:
+        """The log in a folder; ``witnessed`` is asked for fields that every line bears besides."""
         self._folder = make_folder(folder, mode=0o700)
         self._clock = clock
         self._file_bytes = file_bytes
+        self._witnessed = witnessed
         self._one_at_a_time = threading.Lock()
 
     def append(self, event: str, **fields: Field) -> None:
@@ -109,7 +118,7 @@ class AuditLog:
             number=1 if last is None else last.number + 1,
             at_s=round(self._clock.now_s(), 3),
             event=event,
-            fields=fields,
+            fields={**fields, **self._witnessed()},
             previous=GENESIS if last is None else last.hash,
         )
         body = msgspec.json.encode(line).removesuffix(b',"hash":""}')
@@ -157,6 +166,21 @@ def read_audit(folder: Path) -> Iterator[AuditLine]:
                     raise _broken(path, at, "it does not follow the line before it")
                 previous, number = line.hash, line.number
                 yield line
+
+
+def last_line(folder: Path) -> AuditLine | None:
+    """The newest whole line; None before the first.
+
+    Raises:
+        AuditBroken: it is no line of this log.
+        StorageError: its file can't be read.
+    """
+    with storage_errors("read", folder):
+        for path in reversed(audit_files(folder)[-2:]):  # the newest may have been begun only
+            line, _, _ = _tail(path)
+            if line is not None:
+                return line
+    return None
 
 
 def verify(folder: Path) -> AuditSummary:

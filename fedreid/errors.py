@@ -276,11 +276,14 @@ def grpc_status_name(error: FedreidError) -> str:
 
 
 _DISK_REASONS = {
-    errno.ENOSPC: ("the disk is full", "Free some space, then start again: nothing is lost."),
-    errno.EDQUOT: ("the disk quota is used up", "Raise the quota, then start again."),
-    errno.EROFS: ("the file system is read-only", "Remount it writable, then start again."),
+    errno.ENOSPC: ("the disk is full", "Free some space; nothing is lost."),
+    errno.EDQUOT: ("the disk quota is used up", "Raise the quota; nothing is lost."),
+    errno.EROFS: ("the file system is read-only", "Remount it writable; nothing is lost."),
     errno.EACCES: ("access is denied", "Correct the owner or mode of the folder."),
-    errno.EIO: ("the disk reported an I/O error", "Check the disk; restore from a backup."),
+    errno.EIO: (
+        "the disk reported an I/O error",
+        "Check the disk; on a new one restore the newest backup.",
+    ),
 }
 
 

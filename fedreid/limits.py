@@ -82,6 +82,9 @@ AUTHORITY_LIFE_S = 10 * 365 * 86400.0
 SERVER_LIFE_S = 398 * 86400.0
 """Life of the coordinator's server certificate, the usual limit for servers."""
 
+CERTIFICATE_WARNING_S = 30 * 86400.0
+"""Before a certificate of the coordinator's ends, from when on the doctor says so."""
+
 CLOCK_SKEW_S = 300.0
 """How far a certificate's start is set back, for sites whose clocks run behind."""
 
@@ -131,6 +134,13 @@ STREAMS_PER_CONNECTION = 32
 SPOOL_KEPT_FREE_BYTES = 64 * MIB
 """Disk space that unfinished uploads never take: the journal and the audit log, which may lie on
 the same disk, must be able to grow while updates come in."""
+
+DISK_WATCH_S = 5.0
+"""How often the coordinator looks whether its disk still takes writes."""
+
+VERSIONS_AHEAD = 1_000_000
+"""How far ahead of the coordinator's newest model a silo's may be believed to be: a backup is not
+that old, and a silo must not use up the versions."""
 
 FAILED_ROUNDS_IN_A_ROW = 5
 """After so many rounds without a published model the run stops and says why."""

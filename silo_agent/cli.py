@@ -159,6 +159,26 @@ def report(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 
 
 @app.command()
+def doctor(
+    data: Data = DEFAULT_DATA,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look through a stopped agent's data folder; the exit code says if it is whole."""
+    from fedreid.checkup import print_findings
+    from fedreid.clock import SystemClock
+    from fedreid.files import held_alone
+    from silo_agent.config import Folders, load_config
+    from silo_agent.doctor import Doctor
+
+    folders = Folders(data.resolve())
+    load_config(folders)  # a folder without an agent is not to become one
+    with held_alone(folders.root, by="agent"):
+        examined = Doctor(folders, SystemClock(), repair=repair).examined()
+        raise typer.Exit(print_findings(examined, as_json=as_json))
+
+
+@app.command()
 def leave(data: Data = DEFAULT_DATA) -> None:
     """Leave the federation: nothing of this silo is counted any more; local state stays."""
     launch.prepare()

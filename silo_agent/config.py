@@ -228,4 +228,8 @@ def load_membership(folders: Folders) -> Membership:
             next_step="Join with a token: silo-agent join --token-file FILE.",
         ) from error
     except msgspec.DecodeError as error:
-        raise StorageError(f"The file {folders.membership} is damaged", why=str(error)) from error
+        raise StorageError(
+            f"The file {folders.membership} is damaged",
+            why=str(error),
+            next_step="Join again with a new token: silo-agent join --rejoin. Local state stays.",
+        ) from error

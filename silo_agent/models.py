@@ -30,14 +30,16 @@ from fedreid.wire.messages import release_from_wire
 from fedreid.wire.stream import PartialFile
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
-from silo_agent.held import NEWEST_NOTE, Held, read_note
+from silo_agent.held import NEWEST_NOTE, Held, is_whole, read_note
 from silo_agent.trust.channel import calling
 
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
 
 
-class _Newest(msgspec.Struct, frozen=True, kw_only=True):
+class Newest(msgspec.Struct, frozen=True, kw_only=True):
+    """The highest version that was ever taken."""
+
     version: int = 0
     digest: str = ""
 
@@ -60,19 +62,22 @@ class ModelCache:
                 other bytes than the release names.
             ConnectionFailed: the download broke off; what came is kept.
         """
-        held = self._held(digest, encoding)
+        held = await off_loop(self._held, digest, encoding)
         if held is None:
             held = await self._fetch(stub, address, digest, encoding)
         return held
 
     def remove_others(self, *kept: str) -> None:
         """Delete every model but these."""
-        for path in self._folder.iterdir():
-            if path.is_file() and not path.name.startswith((*kept, NEWEST_NOTE)):
-                path.unlink(missing_ok=True)
+        with storage_errors("remove models in", self._folder):
+            for path in self._folder.iterdir():
+                if path.is_file() and not path.name.startswith((*kept, NEWEST_NOTE)):
+                    path.unlink(missing_ok=True)
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
-        return read_note(self._note_path(digest, encoding))
+        """The model if it lies here as it was taken; a damaged one is fetched again."""
+        held = read_note(self._note_path(digest, encoding))
+        return held if held is not None and is_whole(held) else None
 
     async def _fetch(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
@@ -119,7 +124,7 @@ class ModelCache:
             != (manifest.payload_digest, manifest.byte_count)
         ):
             raise SignatureRefused("The model's payload is not the one that was signed")
-        newest = self._newest()
+        newest = self.newest()
         replaced = release.version == newest.version and digest != newest.digest
         if release.version < newest.version or replaced:
             raise SignatureRefused(
@@ -143,6 +148,7 @@ class ModelCache:
             run=release.run,
             round=release.round,
             version=release.version,
+            file_digest=digest_of(path),
         )
         self._audit.append(
             "model.taken",
@@ -152,20 +158,27 @@ class ModelCache:
             model_digest=release.model_digest,
             encoding=manifest.encoding,
         )
-        newest = _Newest(version=release.version, digest=release.model_digest)
+        newest = Newest(version=release.version, digest=release.model_digest)
         write_bytes(self._folder / NEWEST_NOTE, msgspec.json.encode(newest))
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
-        part.unlink()
+        with storage_errors("remove", part):
+            part.unlink()
         return held
 
-    def _newest(self) -> _Newest:
+    def newest(self) -> Newest:
+        """The highest version that was ever taken; 0 before the first.
+
+        Raises:
+            StorageError: the note of it is damaged.
+        """
         path = self._folder / NEWEST_NOTE
         if not path.exists():
-            return _Newest()
+            return Newest()
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_Newest)
+            with storage_errors("read", path):
+                return msgspec.json.decode(path.read_bytes(), type=Newest)
         except msgspec.MsgspecError as error:
             raise StorageError(
                 f"The file {path} is damaged",

@@ -6,6 +6,7 @@
     ├── update.safetensors   the whole local backbone after training; with noise, what leaves
     ├── private/             classifier and standalone state; with noise, the backbone without it
     ├── round.json           what round it was, and its numbers
+    ├── digests.json         of the files beside it, by which damage is noticed
     └── published.json       what the model that came of it scored here, after the last round
 
 A folder appears by one rename when training is complete, so a killed agent has trained a round
@@ -18,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from fedreid.contract import EvaluationResult, PrivacyReport, TrainTask, UpdateReport
-from fedreid.errors import StorageError
-from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
+from fedreid.errors import StorageError, storage_errors
+from fedreid.files import digest_of, flip_folder, make_folder, remove_folder, write_bytes
 from fedreid.limits import FIGURES_KEPT
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding
 from silo_agent.config import Folders
@@ -29,6 +30,7 @@ UPDATE_FILE = "update.safetensors"
 OWN_FILE = "private/backbone.safetensors"
 """The backbone as it was trained, where the update has noise."""
 _NOTE = "round.json"
+_DIGESTS = "digests.json"
 _PUBLISHED = "published.json"
 
 
@@ -116,6 +118,12 @@ class Outbox:
     def put(self, built: Path, finished: FinishedRound) -> None:
         """Keep a trained round, durably and all at once."""
         write_bytes(built / _NOTE, msgspec.json.encode(finished))
+        digests = {
+            str(file.relative_to(built)): digest_of(file)
+            for file in sorted(built.rglob("*"))
+            if file.is_file()
+        }
+        write_bytes(built / _DIGESTS, msgspec.json.encode(digests))
         path = self._folder / _name(finished.run, finished.round)
         remove_folder(path)
         flip_folder(built, path)
@@ -124,6 +132,20 @@ class Outbox:
         """The round, if it was trained from this base model."""
         finished = self._read(self._folder / _name(run, number))
         return finished if finished is not None and finished.base_digest == base_digest else None
+
+    def damaged(self, folder: Path) -> list[str]:
+        """The files of a round that are not as they were put; none where no digests were kept."""
+        try:
+            digests = msgspec.json.decode((folder / _DIGESTS).read_bytes(), type=dict[str, str])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError):
+            return [_DIGESTS]
+        return [name for name, digest in digests.items() if not _is(folder / name, digest)]
+
+    def all_folders(self) -> list[Path]:
+        """Every round, also one whose note can't be read."""
+        return sorted(self._folder.glob("[!.]*"))
 
     def folder(self, finished: FinishedRound) -> Path:
         """Where a round lies."""
@@ -158,7 +180,7 @@ class Outbox:
                 remove_folder(self.folder(other))
 
     def _all(self) -> list[FinishedRound]:
-        found = [self._read(path) for path in sorted(self._folder.glob("[!.]*"))]
+        found = [self._read(path) for path in self.all_folders()]
         return [finished for finished in found if finished is not None]
 
     def _read(self, path: Path) -> FinishedRound | None:
@@ -166,7 +188,8 @@ class Outbox:
         if not note.exists():
             return None
         try:
-            return msgspec.json.decode(note.read_bytes(), type=FinishedRound)
+            with storage_errors("read", note):
+                return msgspec.json.decode(note.read_bytes(), type=FinishedRound)
         except msgspec.DecodeError as error:
             raise StorageError(
                 f"The file {note} is damaged",
@@ -177,3 +200,10 @@ class Outbox:
 
 def _name(run: str, number: int) -> str:
     return f"{run}-{number:06d}"
+
+
+def _is(file: Path, digest: str) -> bool:
+    try:
+        return digest_of(file) == digest
+    except StorageError:  # gone, or the disk does not give it back
+        return False

@@ -114,8 +114,12 @@ class Participant:
     async def _next(self, line: Line, renew: Callable[[Identity], Awaitable[None]]) -> None:
         self._doing("waiting", 0.0)
         stub, identity = line.stub, line.identity
+        newest = await off_loop(self._models.newest)
         request = pb.NextTaskRequest(
-            wait_s=LONG_POLL_S, authorities_digest=authorities_digest(identity.authorities_pem)
+            wait_s=LONG_POLL_S,
+            authorities_digest=authorities_digest(identity.authorities_pem),
+            newest_version=newest.version,
+            newest_digest=newest.digest,
         )
         with calling(self._config.coordinator):
             answer = await stub.NextTask(request, timeout=LONG_POLL_S + CALL_S)
@@ -151,7 +155,7 @@ class Participant:
 
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
-        finished = self._outbox.find(task.run, task.round, task.base_digest)
+        finished = await self._find_whole(task)
         if finished and self._config.policy.privacy.on and finished.report.privacy is None:
             finished = None  # trained before noise was switched on: it may not leave as it is
         if finished is None:
@@ -168,6 +172,21 @@ class Participant:
             await self._report(stub, finished.run, finished.round, base.round, finished.evaluations)
         self._outbox.remove_before(finished)
         self._models.remove_others(task.base_digest)
+
+    async def _find_whole(self, task: TrainTask) -> FinishedRound | None:
+        """The round, if it was trained already and lies on the disk as it was put there."""
+        finished = self._outbox.find(task.run, task.round, task.base_digest)
+        if finished is None:
+            return None
+        folder = self._outbox.folder(finished)
+        damaged = await off_loop(self._outbox.damaged, folder)
+        if damaged:
+            self._tell(
+                f"round {task.round}: {folder} is damaged ({', '.join(damaged)}); the round is "
+                "trained again. Check the disk"
+            )
+            return None
+        return finished
 
     async def _check_before_training(self, task: TrainTask, base: Held) -> None:
         """Refuse what the policy forbids while it has cost nothing yet.

@@ -16,6 +16,8 @@ from fedreid.errors import (
     JobFailed,
     PolicyRefused,
     SiloSuspended,
+    StorageError,
+    storage_errors,
 )
 from fedreid.files import held_alone
 from fedreid.jobs import Worker
@@ -116,11 +118,13 @@ async def _take_part_for_ever(
     pauses = pauses_s()
     failed_jobs = 0
     while True:
-        identity = store.load()
         began_s = asyncio.get_running_loop().time()
         try:
-            await _take_part(folders, identity, participant, say)
-        except (ConnectionFailed, SiloSuspended) as error:
+            with storage_errors("work in", folders.root):
+                identity = store.load()
+                await _take_part(folders, identity, participant, say)
+        except (ConnectionFailed, SiloSuspended, StorageError) as error:
+            # Of a disk, too: people free space or mend it while the agent waits.
             say(f"{error} Trying again.")
         except AccessDenied as error:
             if store.load() == identity:

@@ -1,5 +1,14 @@
-"""What of a round goes into the audit log? Each update's fate, and how the round ended."""
+"""What of a round goes into the audit log? Each update's fate, and how the round ended.
 
+The journal comes first. What it has taken has happened, whether or not the disk takes the line
+about it too: the line is owed then, and is written before any other.
+"""
+
+import threading
+from collections import deque
+
+from coordinator.folders import Folders
+from coordinator.rounds.journal import Journal
 from coordinator.rounds.machine import (
     Aggregated,
     Event,
@@ -7,11 +16,57 @@ from coordinator.rounds.machine import (
     RoundState,
     UpdateAccepted,
     UpdateRejected,
+    UpdatesLost,
 )
-from fedreid.audit import AuditLog, Field
+from fedreid.audit import AuditLog, Field, last_line
+from fedreid.clock import Clock
+
+_COMMITS = "commits"
 
 
-def note_opened(audit: AuditLog, state: RoundState) -> None:
+def audit_of(folders: Folders, journal: Journal, clock: Clock) -> AuditLog:
+    """The coordinator's audit log; each line says how many commits the journal had seen."""
+    return AuditLog(folders.audit, clock, witnessed=lambda: {_COMMITS: journal.commits})
+
+
+def commits_seen(folders: Folders) -> int:
+    """How many commits the journal had seen when the audit log's last line was written.
+
+    Raises:
+        AuditBroken, StorageError: the line can't be read.
+    """
+    line = last_line(folders.audit)
+    seen = 0 if line is None else line.fields.get(_COMMITS, 0)
+    return seen if isinstance(seen, int) else 0
+
+
+class Chronicle:
+    """Lines that are owed to the audit log, in their order."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+        self._owed: deque[tuple[str, dict[str, Field]]] = deque()
+        self._settling = threading.Lock()
+
+    def append(self, event: str, **fields: Field) -> None:
+        """Owe a line; this touches no disk."""
+        self._owed.append((event, fields))
+
+    def settle(self) -> None:
+        """Write what is owed; blocks on the disk.
+
+        Raises:
+            StorageError: the disk does not take it; it stays owed.
+            AuditBroken: what stands at the end of the log is no line of it.
+        """
+        with self._settling:
+            while self._owed:
+                event, fields = self._owed[0]
+                self._audit.append(event, **fields)
+                self._owed.popleft()
+
+
+def note_opened(audit: Chronicle, state: RoundState) -> None:
     """A round has begun."""
     audit.append(
         "round.opened",
@@ -22,7 +77,7 @@ def note_opened(audit: AuditLog, state: RoundState) -> None:
     )
 
 
-def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundState) -> None:
+def note_event(audit: Chronicle, before: RoundState, event: Event, after: RoundState) -> None:
     """An event has changed a round."""
     place: dict[str, Field] = {"run": after.run, "round": after.number}
     if isinstance(event, UpdateAccepted) and len(after.updates) > len(before.updates):
@@ -36,6 +91,9 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
             num_images=update.report.num_images,
             cosine_distance=update.report.cosine_distance,
         )
+    elif isinstance(event, UpdatesLost):
+        for silo in event.silos:
+            audit.append("update.lost", **place, silo=silo)
     elif isinstance(event, UpdateRejected):
         audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
     elif isinstance(event, Aggregated):
@@ -46,7 +104,7 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
         _note_end(audit, after)
 
 
-def _note_end(audit: AuditLog, state: RoundState) -> None:
+def _note_end(audit: Chronicle, state: RoundState) -> None:
     place: dict[str, Field] = {"run": state.run, "round": state.number}
     if state.phase is Phase.PUBLISHED:
         audit.append(

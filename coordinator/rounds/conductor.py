@@ -6,10 +6,11 @@ coordinator finds itself in the same phase of the same round and does it again.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.chronicle import note_event, note_opened
+from coordinator.rounds.chronicle import Chronicle, note_event, note_opened
 from coordinator.rounds.journal import (
     FAILED,
     FINISHED,
@@ -31,6 +32,7 @@ from coordinator.rounds.machine import (
     Rules,
     SiloGone,
     TimePassed,
+    UpdatesLost,
     advance,
     open_round,
 )
@@ -44,9 +46,22 @@ from coordinator.trust.registry import QUARANTINED, Registry
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
-from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
+from fedreid.errors import (
+    FedreidError,
+    JobFailed,
+    Refusal,
+    RunError,
+    UpdateRefused,
+    storage_errors,
+)
 from fedreid.files import remove_folder
-from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_ATTEMPTS, JOB_RETRY_S
+from fedreid.limits import (
+    FAILED_ROUNDS_IN_A_ROW,
+    GATHER_S,
+    JOB_ATTEMPTS,
+    JOB_RETRY_S,
+    VERSIONS_AHEAD,
+)
 from fedreid.names import SiloName, check_label
 from fedreid.plan import Plan, parse_plan
 from fedreid.work import off_loop, to_the_end
@@ -78,13 +93,15 @@ class Conductor:
         self._presence = presence
         self._phases = phases
         self._end_calls = end_calls
-        self._audit = audit
+        self._chronicle = Chronicle(audit)
         self._clock = clock
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
         self._gathering_since_s = clock.monotonic_s()
         self._downloaded_bytes = 0
         self._failed_jobs = 0
+        self._left_over: list[Path] = []
+        self._caught_up_with: set[SiloName] = set()
         self.activity = ""
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
@@ -158,9 +175,10 @@ class Conductor:
                 started_at_s=self._clock.now_s(),
             )
             await off_loop(self._journal.add_run, run, model)
-            await off_loop(self._audit.append, "run.started", run=run.name, model=model.digest)
             self._replay()
             self._notify()
+            self._chronicle.append("run.started", run=run.name, model=model.digest)
+            await off_loop(self._chronicle.settle)
             return run
 
     async def control(self, state: str, reason: str) -> RunRow:
@@ -194,8 +212,9 @@ class Conductor:
         after = advance(state, event, self._rules(state), self._clock.now_s())
         if after != state:
             await off_loop(self._journal.save_round, after)
-            await off_loop(note_event, self._audit, state, event, after)
             self._take(after)
+            note_event(self._chronicle, state, event, after)
+            await off_loop(self._chronicle.settle)
 
     async def roll_back(self, version: int, admin: str) -> ModelRow:
         """Publish an earlier model of the run again; the round under way is given up.
@@ -216,8 +235,11 @@ class Conductor:
                 state, Abandoned(reason=reason), self._rules(state), self._clock.now_s()
             )
             await off_loop(self._journal.save_round, after, [model])
-            await off_loop(
-                self._audit.append,
+            metrics.MODEL_VERSION.set(model.version)
+            if after != state:
+                self._take(after)
+            self._failed_in_a_row = 0  # what was given up is no failure of the plan's
+            self._chronicle.append(
                 "model.rolled_back",
                 run=self.run.name,
                 version=model.version,
@@ -225,20 +247,52 @@ class Conductor:
                 model_digest=model.digest,
                 admin=admin,
             )
-            await off_loop(note_event, self._audit, state, Abandoned(reason=reason), after)
-            metrics.MODEL_VERSION.set(model.version)
-            if after != state:
-                self._take(after)
-            self._failed_in_a_row = 0  # what was given up is no failure of the plan's
+            note_event(self._chronicle, state, Abandoned(reason=reason), after)
+            await off_loop(self._chronicle.settle)
             return model
+
+    async def catch_up(self, silo: SiloName, version: int, digest: str) -> None:
+        """Where a silo has taken a version that the journal does not know, publish beyond it.
+
+        The journal is of an older backup or disk then, and agents take no older version: the
+        newest models get one that is newer than any silo's. A silo is believed once in a
+        coordinator's life, for what it may say next is what this coordinator has published.
+        """
+        if silo in self._caught_up_with or not await off_loop(self._is_ahead, version, digest):
+            return
+        async with self._turn:
+            if not await off_loop(self._is_ahead, version, digest):
+                return
+            self._caught_up_with.add(silo)
+            models = await off_loop(self._models.released_beyond, version)
+            await off_loop(self._journal.add_models, models)
+            metrics.MODEL_VERSION.set(models[-1].version)
+            for model in models:
+                self._chronicle.append(
+                    "model.caught_up",
+                    run=model.run,
+                    version=model.version,
+                    model_digest=model.digest,
+                    silo=silo,
+                    silo_version=version,
+                )
+            await off_loop(self._chronicle.settle)
+
+    def _is_ahead(self, version: int, digest: str) -> bool:
+        newest = self._journal.newest_model()
+        if newest is None or version > newest.version + VERSIONS_AHEAD:
+            return False
+        another = version == newest.version and digest != newest.digest
+        return another or version > newest.version
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
         await off_loop(self._registry.set_state, silo, state, reason)
-        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+        self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
         await self._end_calls(silo)
         self._presence.gone(silo)
         await self.apply(SiloGone(silo=silo))
+        await off_loop(self._chronicle.settle)
 
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
@@ -301,12 +355,17 @@ class Conductor:
         """Move rounds on, for ever. Errors of our tree are told and tried again."""
         while True:
             try:
-                await self._step()
+                with storage_errors("go on in", self._folders.root):
+                    await self._step()
             except FedreidError as error:
                 self.activity = str(error)
                 await _wait(self._changed, JOB_RETRY_S)
 
     async def _step(self) -> None:
+        await off_loop(self._chronicle.settle)
+        while self._left_over:
+            await off_loop(remove_folder, self._left_over[-1])
+            self._left_over.pop()
         changed = self._changed
         if self.run is None or self.run.state not in (RUNNING, PAUSED):
             self.activity = "waiting for a run to be started"
@@ -377,9 +436,10 @@ class Conductor:
                 now_s=self._clock.now_s(),
             )
             await off_loop(self._journal.save_round, state)
-            await off_loop(note_opened, self._audit, state)
             self._downloaded_bytes = 0
             self._take(state)
+            note_opened(self._chronicle, state)
+            await off_loop(self._chronicle.settle)
 
     def _measured_map(self, model: ModelRow) -> float | None:
         """The mAP of a model on the coordinator's own images, if it was measured."""
@@ -397,7 +457,10 @@ class Conductor:
                 if state.phase is Phase.PUBLISHING:
                     await self._publish(state)
                     return
-                event = await self._phases.perform(state, self.plan, self._rules(state))
+                lost = await self._phases.lost_updates(state)
+                event: Event = UpdatesLost(silos=lost)
+                if not lost:
+                    event = await self._phases.perform(state, self.plan, self._rules(state))
         except TimeoutError:
             await self.apply(TimePassed(), seen=state)
             return
@@ -449,9 +512,11 @@ class Conductor:
             if after == self.round:  # given up meanwhile: its models were never the federation's
                 return
             await off_loop(self._journal.save_round, after, models)
-            await off_loop(note_event, self._audit, self.round, published, after)
             metrics.MODEL_VERSION.set(models[-1].version)
+            before = self.round
             self._take(after)
+            note_event(self._chronicle, before, published, after)
+            await off_loop(self._chronicle.settle)
         await off_loop(self._models.remove_old)
 
     def _rules(self, state: RoundState | None) -> Rules:
@@ -485,8 +550,7 @@ class Conductor:
         if state.phase is Phase.PUBLISHED:
             self.rounds_published += 1
         self._failed_in_a_row = 0 if state.phase is Phase.PUBLISHED else self._failed_in_a_row + 1
-        remove_folder(self._folders.spool(state.run, state.number))
-        remove_folder(self._folders.work(state.run, state.number))
+        self._left_over.extend(self._folders.of_round(state.run, state.number))
 
     def _remember_evaluation(self, row: EvaluationRow) -> None:
         if row.result.model == "global":
@@ -495,10 +559,12 @@ class Conductor:
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None
         await off_loop(self._journal.set_run_state, self.run.name, state, reason)
-        await off_loop(self._audit.append, f"run.{state}", run=self.run.name, reason=reason)
         self.run = await off_loop(self._journal.newest_run)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()
+        assert self.run is not None
+        self._chronicle.append(f"run.{state}", run=self.run.name, reason=reason)
+        await off_loop(self._chronicle.settle)
 
     def _tell(self, activity: str) -> None:
         self.activity = activity

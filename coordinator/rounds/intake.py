@@ -28,7 +28,7 @@ from fedreid.errors import (
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import replacing, sync_folder
+from fedreid.files import digest_of, replacing, sync_folder
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
@@ -182,13 +182,14 @@ class Intake:
         if self._standing(announcement) is not Standing.SEND or state is None:
             return Standing.STALE
         async with self._slots:
-            await off_loop(self._admit, announcement, part, state, self._conductor.plan)
+            digest = await off_loop(self._admit, announcement, part, state, self._conductor.plan)
         await self._conductor.apply(
             UpdateAccepted(
                 update=Accepted(
                     silo=announcement.silo,
                     payload_digest=announcement.manifest.payload_digest,
                     size_bytes=announcement.manifest.byte_count,
+                    file_digest=digest,
                     report=announcement.report,
                 )
             )
@@ -198,8 +199,13 @@ class Intake:
             SILO_UPDATES.labels(announcement.silo, "accepted").inc()
         return standing
 
-    def _admit(self, announcement: Announcement, part: Path, state: RoundState, plan: Plan) -> None:
-        """Decode, check each value, and move the update to where aggregation reads it."""
+    def _admit(
+        self, announcement: Announcement, part: Path, state: RoundState, plan: Plan
+    ) -> Digest:
+        """Decode, check each value, and move the update to where aggregation reads it.
+
+        Gives the digest by which damage is noticed before it is aggregated.
+        """
         manifest = announcement.manifest
         ready = part.with_suffix(".ready")
         if manifest.encoding == "fp32":
@@ -218,9 +224,11 @@ class Intake:
         except UpdateRefused:
             ready.unlink()
             raise
+        digest = digest_of(ready)
         with storage_errors("move into place", ready):
             os.replace(ready, update_path(self._folders, state, announcement.silo))
             sync_folder(ready.parent)
+        return digest
 
     def _check_form(self, announcement: Announcement, plan: Plan) -> None:
         if announcement.manifest.encoding not in (plan.wire.upload, "fp32"):
@@ -261,7 +269,8 @@ class Intake:
         """One unfinished update of each silo at a time, so that none can fill the disk."""
         for path in kept.parent.glob(f"{silo}-*.part"):
             if path != kept and path.name.removesuffix(".part").rpartition("-")[0] == silo:
-                path.unlink(missing_ok=True)
+                with storage_errors("remove", path):
+                    path.unlink(missing_ok=True)
 
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)

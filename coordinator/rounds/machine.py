@@ -6,6 +6,8 @@
         │              └──────────────┴─────────────┴─────────────┴──────▶ failed
         └─▶ skipped                  (a phase that the plan leaves out is passed over)
 
+An update that the disk has lost takes the round back to collecting, while its time lasts.
+
 Every phase has a deadline, so every round ends. What a phase asks to be done is named by the
 phase itself; the conductor does it and comes back with an event. Nothing here reads a clock, a
 disk or a network, so any schedule of events can be replayed.
@@ -61,6 +63,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     silo: str
     payload_digest: str
     size_bytes: int
+    file_digest: str = ""
+    """Of the file in the spool; empty in journals from before it was noted."""
     report: UpdateReport
 
 
@@ -82,6 +86,8 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     phase_since_s: float
     deadline_s: float
     """When the current phase must have ended."""
+    closes_s: float = 0.0
+    """Until when updates are collected at most."""
     updates: tuple[Accepted, ...] = ()
     """Sorted by silo."""
     refused: dict[str, str] = {}
@@ -139,6 +145,13 @@ class UpdateAccepted:
     """An update was validated and lies durably in the spool."""
 
     update: Accepted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesLost:
+    """The disk has lost or damaged accepted updates; their silos still have them in the outbox."""
+
+    silos: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +221,7 @@ class Abandoned:
 
 Event = (
     UpdateAccepted
+    | UpdatesLost
     | UpdateRejected
     | SiloGone
     | TimePassed
@@ -256,6 +270,7 @@ def open_round(
         invited=tuple(sorted(invited)),
         phase_since_s=now_s,
         deadline_s=now_s + rules.deadline_s,
+        closes_s=now_s + rules.deadline_s,
     )
 
 
@@ -286,7 +301,9 @@ def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> Roun
     if state.phase is Phase.COLLECTING:
         return _collect(state, event, rules, now_s)
     if isinstance(event, SiloGone):
-        return _without(state, event.silo, rules, now_s)
+        return _without(state, (event.silo,), "which is gone", rules, now_s)
+    if isinstance(event, UpdatesLost):
+        return _collect_again(state, event.silos, rules, now_s)
     if isinstance(event, TimePassed):
         if now_s < state.deadline_s:
             return state
@@ -339,17 +356,33 @@ def _forgotten(state: RoundState, silo: str) -> RoundState:
     return msgspec.structs.replace(state, streaks=streaks)
 
 
-def _without(state: RoundState, silo: str, rules: Rules, now_s: float) -> RoundState:
-    """The round without a silo whose update was already counted: it is aggregated again."""
-    if state.accepted(silo) is None:
+def _without(
+    state: RoundState, silos: tuple[str, ...], why: str, rules: Rules, now_s: float
+) -> RoundState:
+    """The round without updates that were already counted: it is aggregated again."""
+    if not any(state.accepted(silo) for silo in silos):
         return state
-    left = tuple(update for update in state.updates if update.silo != silo)
-    state = msgspec.structs.replace(
+    state = _not_counting(state, silos)
+    if len(state.updates) >= _needed(state, rules):
+        return _enter(state, Phase.AGGREGATING, rules, now_s)
+    return _end(state, Phase.FAILED, f"no quorum without {', '.join(silos)}, {why}", now_s)
+
+
+def _collect_again(
+    state: RoundState, silos: tuple[str, ...], rules: Rules, now_s: float
+) -> RoundState:
+    """Ask for lost updates again while the intake could still be open; else go on without them."""
+    if now_s >= state.closes_s:
+        return _without(state, silos, "lost on the coordinator's disk", rules, now_s)
+    collecting = _enter(_not_counting(state, silos), Phase.COLLECTING, rules, now_s)
+    return msgspec.structs.replace(collecting, deadline_s=state.closes_s)
+
+
+def _not_counting(state: RoundState, silos: tuple[str, ...]) -> RoundState:
+    left = tuple(update for update in state.updates if update.silo not in silos)
+    return msgspec.structs.replace(
         state, updates=left, weights={}, update_norms={}, flags={}, clusters=()
     )
-    if len(left) >= _needed(state, rules):
-        return _enter(state, Phase.AGGREGATING, rules, now_s)
-    return _end(state, Phase.FAILED, f"no quorum without {silo}, which is gone", now_s)
 
 
 def _needed(state: RoundState, rules: Rules) -> float:

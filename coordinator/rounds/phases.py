@@ -12,6 +12,7 @@ from coordinator.learning import jobs
 from coordinator.rounds import orders
 from coordinator.rounds.journal import EvaluationRow, Journal, ModelRow
 from coordinator.rounds.machine import (
+    Accepted,
     Distilled,
     Evaluated,
     Event,
@@ -20,8 +21,8 @@ from coordinator.rounds.machine import (
     Rules,
 )
 from coordinator.rounds.publishing import Models, Origin
-from fedreid.errors import RunError
-from fedreid.files import remove_folder
+from fedreid.errors import RunError, StorageError
+from fedreid.files import digest_of, remove_folder
 from fedreid.jobs import Progress, Worker
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.plan import Encoding, Plan
@@ -47,6 +48,24 @@ class Phases:
         self._worker = worker
         self.tell: Callable[[str], None] = lambda activity: None
         """Told what the worker is doing, for a person to read."""
+
+    async def lost_updates(self, state: RoundState) -> tuple[str, ...]:
+        """The silos whose accepted update is no longer in the spool as it was accepted.
+
+        Raises:
+            StorageError: a model that the round is built on is damaged.
+        """
+        if state.phase not in (Phase.AGGREGATING, Phase.DISTILLING):
+            return ()
+        for digest in filter(None, (state.base_digest, state.previous_digest)):
+            await off_loop(self._models.check, Digest(digest))
+        return tuple(
+            [
+                update.silo
+                for update in state.updates
+                if not await off_loop(self._is_whole, state, update)
+            ]
+        )
 
     async def perform(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         """Do what the round's phase asks for.
@@ -91,6 +110,14 @@ class Phases:
         model = await self._place(Path(job.out), plan, origin)
         await off_loop(remove_folder, Path(job.out).parent)
         return model
+
+    def _is_whole(self, state: RoundState, update: Accepted) -> bool:
+        spool, _ = self._folders.of_round(state.run, state.number)
+        try:
+            digest = digest_of(spool / orders.update_name(update.silo))
+        except StorageError:  # a file that can't be read any more is as good as gone
+            return False
+        return update.file_digest in ("", digest)
 
     async def _aggregate(self, state: RoundState, plan: Plan) -> Event:
         job = orders.aggregate_job(self._folders, state, plan, self._federation)
