@@ -300,10 +300,8 @@ def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> Roun
         state = _forgotten(state, event.silo)
     if state.phase is Phase.COLLECTING:
         return _collect(state, event, rules, now_s)
-    if isinstance(event, SiloGone):
-        return _without(state, (event.silo,), "which is gone", rules, now_s)
-    if isinstance(event, UpdatesLost):
-        return _collect_again(state, event.silos, rules, now_s)
+    if isinstance(event, SiloGone | UpdatesLost):
+        return _take_back(state, event, rules, now_s)
     if isinstance(event, TimePassed):
         if now_s < state.deadline_s:
             return state
@@ -356,26 +354,25 @@ def _forgotten(state: RoundState, silo: str) -> RoundState:
     return msgspec.structs.replace(state, streaks=streaks)
 
 
-def _without(
-    state: RoundState, silos: tuple[str, ...], why: str, rules: Rules, now_s: float
+def _take_back(
+    state: RoundState, event: SiloGone | UpdatesLost, rules: Rules, now_s: float
 ) -> RoundState:
-    """The round without updates that were already counted: it is aggregated again."""
+    """The round without updates that were already counted: what is left is aggregated again.
+
+    A lost one is asked for again while the intake could still be open.
+    """
+    gone = isinstance(event, SiloGone)
+    silos = (event.silo,) if isinstance(event, SiloGone) else event.silos
     if not any(state.accepted(silo) for silo in silos):
         return state
     state = _not_counting(state, silos)
+    if not gone and now_s < state.closes_s:
+        collecting = _enter(state, Phase.COLLECTING, rules, now_s)
+        return msgspec.structs.replace(collecting, deadline_s=state.closes_s)
     if len(state.updates) >= _needed(state, rules):
         return _enter(state, Phase.AGGREGATING, rules, now_s)
+    why = "which is gone" if gone else "lost on the coordinator's disk"
     return _end(state, Phase.FAILED, f"no quorum without {', '.join(silos)}, {why}", now_s)
-
-
-def _collect_again(
-    state: RoundState, silos: tuple[str, ...], rules: Rules, now_s: float
-) -> RoundState:
-    """Ask for lost updates again while the intake could still be open; else go on without them."""
-    if now_s >= state.closes_s:
-        return _without(state, silos, "lost on the coordinator's disk", rules, now_s)
-    collecting = _enter(_not_counting(state, silos), Phase.COLLECTING, rules, now_s)
-    return msgspec.structs.replace(collecting, deadline_s=state.closes_s)
 
 
 def _not_counting(state: RoundState, silos: tuple[str, ...]) -> RoundState:

@@ -22,6 +22,7 @@ from coordinator.rounds.machine import (
     TimePassed,
     UpdateAccepted,
     UpdateRejected,
+    UpdatesLost,
     advance,
 )
 from tests.coordinator.rounds.states import BEGAN_S, DEADLINE_S, PHASE_S, opened, rules, update
@@ -367,6 +368,7 @@ events = some.one_of(
     some.builds(update, silos, digest=some.sampled_from(["d" * 64, "e" * 64])),
     some.builds(UpdateRejected, silo=silos, reason=some.just("norm")),
     some.builds(SiloGone, silo=silos),
+    some.builds(UpdatesLost, silos=some.tuples(silos)),
     some.just(TimePassed()),
     some.just(AGGREGATED),
     some.just(DISTILLED),
@@ -447,3 +449,45 @@ def test_a_state_read_back_from_the_journal_goes_on_the_same(
             msgspec.json.decode(msgspec.json.encode(replayed), type=RoundState), event, by, now_s
         )
     assert replayed == state
+
+
+# Updates that the disk has lost
+
+
+@pytest.mark.parametrize("phase", [Phase.AGGREGATING, Phase.DISTILLING])
+def test_a_lost_update_is_asked_for_again_and_then_nothing_has_changed(phase: Phase) -> None:
+    state, by = in_phase(phase)
+    lost = advance(state, UpdatesLost(silos=("a",)), by, BEGAN_S + 1)
+    assert lost.phase is Phase.COLLECTING
+    assert lost.wants("a") and not lost.wants("b")
+    assert lost.deadline_s == BEGAN_S + DEADLINE_S
+    again = after(lost, update("a"), by=by, now_s=BEGAN_S + 2)
+    assert again.phase is Phase.AGGREGATING
+    assert again.updates == state.updates
+    assert again.weights == {}
+
+
+def test_a_lost_update_that_does_not_come_in_time_is_done_without() -> None:
+    by = rules()
+    state = after(opened("a", "b", "c", by=by), update("a"), update("b"), update("c"), by=by)
+    lost = advance(state, UpdatesLost(silos=("a",)), by, BEGAN_S + 1)
+    closed = advance(lost, TimePassed(), by, BEGAN_S + DEADLINE_S)
+    assert closed.phase is Phase.AGGREGATING
+    assert [one.silo for one in closed.updates] == ["b", "c"]
+
+
+def test_an_update_that_is_lost_after_the_deadline_does_not_count_any_more() -> None:
+    by, late_s = rules(), BEGAN_S + DEADLINE_S
+    state = after(opened("a", "b", "c", "d", by=by), update("a"), update("b"), update("c"), by=by)
+    state = advance(state, TimePassed(), by, late_s)
+    without = advance(state, UpdatesLost(silos=("a",)), by, late_s + 1)
+    assert without.phase is Phase.AGGREGATING
+    assert [one.silo for one in without.updates] == ["b", "c"]
+    failed = advance(without, UpdatesLost(silos=("b", "c")), by, late_s + 2)
+    assert failed.phase is Phase.FAILED
+    assert "no quorum without b, c, lost on the coordinator's disk" in failed.reason
+
+
+def test_a_lost_update_that_no_longer_counts_changes_nothing() -> None:
+    state, by = in_phase(Phase.DISTILLING)
+    assert advance(state, UpdatesLost(silos=("z",)), by, BEGAN_S + 1) == state
