@@ -7,35 +7,22 @@ which needs no right to mount a disk.
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import blake3
-import google_crc32c
-import grpc
-import grpc.aio
-import numpy as np
 import pytest
 
 from coordinator import disk
 from coordinator.disk import watch_disk
 from coordinator.rounds.journal import Journal
-from fedreid.audit import AuditLog, read_audit
+from fedreid.audit import AuditLog
 from fedreid.errors import StorageError, storage_errors
 from fedreid.limits import CHUNK_BYTES
-from fedreid.names import Digest
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.v1 import federation_pb2_grpc, tensors_pb2
 from fedreid.wire import stream
-from fedreid.wire.manifest import Manifest
-from fedreid.wire.tensors import Layout, TensorSpec
+from tests.coordinator.collecting import Collecting
 from tests.coordinator.trust.assembled import Assembled, lived
-from tests.coordinator.trust.planted import plant
 
-ELEMENTS = CHUNK_BYTES
-"""Four chunks."""
 CODES = [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT]
 REASONS = ["disk is full", "read-only", "I/O error", "quota is used up"]
 
@@ -54,70 +41,6 @@ class FailingDisk:
         return self._real(*arguments, **named)
 
 
-class Collecting(Assembled):
-    """A coordinator with a run under way that wants two silos."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.layout = Layout.of([TensorSpec("w", (ELEMENTS,))])
-        tensors = {"w": np.ones(ELEMENTS, dtype=np.float32)}
-        self.digest = plant(self.folders, tensors, "min_silos = 2\ndeadline_s = 600.0")
-        self.payload = np.full(ELEMENTS, 1.5, dtype=np.float32).tobytes()
-
-    @asynccontextmanager
-    async def silo(self) -> AsyncIterator[Any]:
-        """The calls of one of two silos, when their round has begun."""
-        async with AsyncExitStack() as stack:
-            stubs = []
-            for name in ("north", "south"):
-                channel = await stack.enter_async_context(self.channel(await self.enrolled(name)))
-                stubs.append(federation_pb2_grpc.FederationStub(channel))
-                await stubs[-1].Hello(pb.HelloRequest(agent_version="1"))
-            answer = await stubs[0].NextTask(pb.NextTaskRequest(wait_s=20.0))
-            assert answer.HasField("train")
-            yield stubs[0]
-
-    async def open(self, stub: Any) -> pb.OpenUploadResponse:
-        manifest = Manifest(
-            layout=self.layout,
-            encoding="fp32",
-            byte_count=self.layout.size_bytes,
-            payload_digest=Digest(blake3.blake3(self.payload).hexdigest()),
-        )
-        request = pb.OpenUploadRequest(
-            run="spring",
-            round=1,
-            base_digest=self.digest,
-            manifest=manifest.to_wire(),
-            report=pb.UpdateReport(num_images=1, cosine_distance=0.5, train_loss=1.0, num_steps=4),
-        )
-        answer: pb.OpenUploadResponse = await stub.OpenUpload(request)
-        return answer
-
-    async def send(self, stub: Any, opening: pb.OpenUploadResponse) -> pb.SendUploadResponse:
-        async def messages() -> AsyncIterator[pb.SendUploadRequest]:
-            yield pb.SendUploadRequest(upload_id=opening.upload_id)
-            for offset in range(opening.offset, len(self.payload), CHUNK_BYTES):
-                data = self.payload[offset : offset + CHUNK_BYTES]
-                crc = google_crc32c.value(data)
-                chunk = tensors_pb2.Chunk(offset=offset, data=data, crc32c=crc)
-                yield pb.SendUploadRequest(chunk=chunk)
-
-        answer: pb.SendUploadResponse = await stub.SendUpload(messages())
-        return answer
-
-    async def refused(self, stub: Any, opening: pb.OpenUploadResponse) -> str:
-        """What the coordinator says of an upload that it can't take now."""
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await self.send(stub, opening)
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        return str(refused.value.details())
-
-    def accepted_in_audit(self) -> list[str]:
-        lines = read_audit(self.folders.audit)
-        return [str(line.fields["silo"]) for line in lines if line.event == "update.accepted"]
-
-
 @pytest.fixture
 def coordinator(tmp_path: Path) -> Collecting:
     """A coordinator whose round wants updates."""
@@ -128,27 +51,30 @@ def coordinator(tmp_path: Path) -> Collecting:
 def test_an_upload_that_the_disk_refuses_goes_on_where_it_stood(
     coordinator: Collecting, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
 ) -> None:
-    disk_call = FailingDisk(code, os.pwrite)
-    written: list[int] = []
+    write = FailingDisk(code, os.pwrite)
+    positions: list[int] = []
 
     def pwrite(descriptor: int, data: bytes, position: int) -> int:
-        disk_call.failing = disk_call.failing or (position > 2 * CHUNK_BYTES and not written[2:])
-        count = disk_call(descriptor, data[: len(data) // 2 + 1], position)
-        written.append(position)
-        return int(count)
+        """Take half of what is given, as a disk does that is about to be full."""
+        write.failing = position > 2 * CHUNK_BYTES and reason not in seen
+        count: int = write(descriptor, data[: len(data) // 2 + 1], position)
+        positions.append(position)
+        return count
 
+    seen: list[str] = []
     monkeypatch.setattr(stream.os, "pwrite", pwrite)
 
     async def story(_: Assembled) -> None:
         async with coordinator.silo() as stub:
             opening = await coordinator.open(stub)
-            written.clear()
-            disk_call.failing = True
+            assert opening.offset == 0
             assert reason in await coordinator.refused(stub, opening)
-            disk_call.failing = False
-            written.extend([0, 0, 0])
+            seen.append(reason)
+            positions.clear()
             opening = await coordinator.open(stub)
+            assert opening.offset > CHUNK_BYTES
             assert (await coordinator.send(stub, opening)).state == pb.UPLOAD_STATE_ACCEPTED
+            assert min(positions) > CHUNK_BYTES
         assert coordinator.accepted_in_audit() == ["north"]
 
     lived(coordinator, story)

@@ -1,4 +1,4 @@
-"""Does the doctor find what is wrong with an agent's folder, mend what it can, and name the rest?"""
+"""Does the doctor find what is wrong with an agent's folder, mend it or name it?"""
 
 import time
 from collections.abc import Callable
