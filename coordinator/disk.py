@@ -1,4 +1,4 @@
-"""Does the disk under the data folder take what is to come? Looked at from time to time.
+"""Does the disk take what is to come, and still hold what was written? Looked at beside the work.
 
 What fails on a full disk fails where it is tried and is tried again there; this says it once, in
 words, on the terminal and in /readyz, also while nothing else would write.
@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from fedreid.audit import verify
 from fedreid.errors import FedreidError, StorageError, storage_errors
 from fedreid.files import write_bytes
 from fedreid.limits import DISK_WATCH_S, MIB, SPOOL_KEPT_FREE_BYTES
@@ -32,6 +33,14 @@ def check_disk(folder: Path) -> None:
             why=f"{SPOOL_KEPT_FREE_BYTES // MIB} MiB are kept for the journal and the audit log",
             next_step="Free some space; everything goes on by itself.",
         )
+
+
+async def look_back(audit: Path, *, say: Callable[[str], None]) -> None:
+    """Walk the audit log's whole chain once, beside the work: it may be long."""
+    try:
+        await off_loop(verify, audit)
+    except FedreidError as error:
+        say(str(error))
 
 
 async def watch_disk(

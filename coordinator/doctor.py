@@ -6,6 +6,7 @@ left over is mended with ``repair``; what is lost is named with the next step, m
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from coordinator.config import load_config, load_model_key
@@ -18,7 +19,7 @@ from coordinator.rounds.publishing import Models, models_needed
 from coordinator.trust.authorities import Authorities
 from coordinator.trust.registry import ACTIVE
 from fedreid.audit import read_audit
-from fedreid.checkup import Check, Checkup, Finding, fine, wrong
+from fedreid.checkup import Check, Checkup, Finding, State, fine, wrong
 from fedreid.clock import Clock
 from fedreid.console import instant
 from fedreid.errors import FedreidError, StorageError, storage_errors
@@ -102,7 +103,7 @@ class Doctor(Checkup):
             except FedreidError as error:
                 # The authority is at hand: the coordinator issues a new one when it starts.
                 told = f"{error.what}: {error.why}" if error.why else error.what
-                yield self.mended("identity", told, lambda folder=folder: remove_folder(folder))
+                yield self.mended("identity", told, partial(remove_folder, folder))
             else:
                 yield self._lasts("identity", identity.holder().not_after_s)
 
@@ -116,7 +117,7 @@ class Doctor(Checkup):
                 next_step="Start the coordinator: it renews its own. An authority that has ended "
                 "needs a new federation, or your PKI's next one.",
             )
-        state = "note" if left_s < CERTIFICATE_WARNING_S else "ok"
+        state: State = "note" if left_s < CERTIFICATE_WARNING_S else "ok"
         return Finding(
             name=name, state=state, told=f"key and certificate, until {instant(until_s)}"
         )
@@ -132,7 +133,7 @@ class Doctor(Checkup):
             check_not_set_back(journal, commits_seen(self._folders))
         except StorageError as error:
             told = f"{error.what}: {error.why}"
-            yield self.mended("journal", told, lambda: self._accept(journal))
+            yield self.mended("journal", told, partial(self._accept, journal))
         yield fine("journal", f"whole; {journal.commits} commits, {_place(run, plan, state)}")
 
     def _accept(self, journal: Journal) -> None:
@@ -180,7 +181,7 @@ class Doctor(Checkup):
         told = f"model {version} is damaged or gone: {path}"
         if needed:
             return Finding(name="models", state="wrong", told=told, next_step=error.next_step)
-        return self.mended("models", told, lambda: _remove(path))
+        return self.mended("models", told, partial(_remove, path))
 
     def _payloads(self, models: Models, digest: Digest) -> Iterator[Finding]:
         for payload in models.damaged_payloads(digest):
@@ -188,7 +189,7 @@ class Doctor(Checkup):
             yield self.mended(
                 "models",
                 f"{path} is damaged or gone, and can be made again",
-                lambda payload=payload: models.check(digest, payload),
+                partial(models.check, digest, payload),
             )
 
     def _spool(self, journal: Journal) -> Iterator[Finding]:

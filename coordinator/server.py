@@ -15,7 +15,7 @@ from msgspec.structs import replace
 import fedreid
 from coordinator.admin import AdminServicer
 from coordinator.config import Config, load_config, load_model_key
-from coordinator.disk import watch_disk
+from coordinator.disk import look_back, watch_disk
 from coordinator.folders import Folders
 from coordinator.health import Health
 from coordinator.rounds.chronicle import audit_of, commits_seen
@@ -190,14 +190,15 @@ class Coordinator:
         disk = asyncio.create_task(
             watch_disk(self._folders.root, say=say, tell=health.tell_problem)
         )
+        looking = asyncio.create_task(look_back(self._folders.audit, say=say))
         stopped = asyncio.create_task(stop.wait())
         # Shielded, because gRPC's own stop waits for what this waits for.
         port = asyncio.shield(asyncio.create_task(server.wait_for_termination()))
         tasks: tuple[asyncio.Future[Any], ...] = (rounds, denials, keeping, disk, stopped, port)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
+        for task in (*tasks, looking):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, looking, return_exceptions=True)
         for task in done:
             task.result()
 

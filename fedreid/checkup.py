@@ -1,6 +1,7 @@
 """What did a look through a data folder find, and how is it told? The same in both programs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -58,7 +59,7 @@ class Checkup:
                 count += 1
                 if others_may_read(path):
                     told = f"{path} can be read by other users"
-                    yield self.mended(name, told, lambda path=path: _make_private(path))
+                    yield self.mended(name, told, partial(_make_private, path))
         yield fine(name, f"{count} private files and folders")
 
     def left_over(
@@ -71,7 +72,7 @@ class Checkup:
         return self.mended(
             name,
             f"left over: {', '.join(str(path) for path in found)}",
-            lambda: [remove(path) for path in found],
+            partial(_each, remove, found),
         )
 
     def audit(self, folder: Path, log: AuditLog) -> Iterator[Finding]:
@@ -106,6 +107,11 @@ def print_findings(findings: Iterable[Finding], *, as_json: bool) -> ExitCode:
     if as_json:
         print_json([msgspec.to_builtins(finding) for finding in done])
     return ExitCode.STORAGE if any(f.state == "wrong" for f in done) else ExitCode.OK
+
+
+def _each(remove: Callable[[Path], None], paths: list[Path]) -> None:
+    for path in paths:
+        remove(path)
 
 
 def _make_private(path: Path) -> None:

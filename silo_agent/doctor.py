@@ -7,6 +7,7 @@ step.
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from fedreid.audit import AuditLog
@@ -80,7 +81,7 @@ class Doctor(Checkup):
                 whole += 1
                 continue
             told = f"the model of {note.name} is damaged or gone: it is fetched again"
-            yield self.mended("models", told, lambda note=note: _remove(note))
+            yield self.mended("models", told, partial(_remove, note))
         yield fine("models", f"{whole} whole; the newest that was taken is {newest.version}")
 
     def _rounds(self) -> Iterator[Finding]:
@@ -94,7 +95,7 @@ class Doctor(Checkup):
                 f"{folder} is damaged ({', '.join(damaged)}): without it the round is trained "
                 "again if it still runs, and the silo's own classifier begins anew"
             )
-            yield self.mended("rounds", told, lambda folder=folder: remove_folder(folder))
+            yield self.mended("rounds", told, partial(remove_folder, folder))
         yield fine("rounds", f"{whole} whole")
 
     def _left_over_of(self) -> Iterator[Finding]:

@@ -197,7 +197,8 @@ class Journal:
             _metadata.create_all(self._engine)
             self._add_seals()
             self._check_structure()
-        self._marks = {row["name"]: row["value"] for row in self._rows(_marks, sa.select(_marks))}
+        marks = self._rows(_marks, sa.select(_marks))
+        self._marks: dict[str, int] = {row["name"]: row["value"] for row in marks}
 
     def close(self) -> None:
         """Release the file."""
