@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from coordinator.rounds.machine import RoundState
+from fedreid import faults
 from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError, TokenRefused
 
@@ -333,7 +334,12 @@ class Journal:
 
     @contextlib.contextmanager
     def _commit(self) -> Iterator[sa.Connection]:
-        with self._errors(), self._writer, self._engine.begin() as connection:
+        with (
+            self._errors(),
+            self._writer,
+            faults.step("journal.commit"),
+            self._engine.begin() as connection,
+        ):
             yield connection
 
     @contextlib.contextmanager
