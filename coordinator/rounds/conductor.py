@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.chronicle import note_event, note_opened
+from coordinator.rounds.chronicle import make_up, note_event, note_opened
 from coordinator.rounds.journal import (
     FAILED,
     FINISHED,
@@ -44,7 +44,7 @@ from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
 from fedreid import faults
-from fedreid.audit import AuditLog
+from fedreid.audit import AuditLog, newest_first
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
@@ -92,6 +92,8 @@ class Conductor:
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        if self.round is not None:
+            make_up(audit, newest_first(folders.audit), self.round)
         self._drop_gone()
         self._tidy()
 
@@ -316,6 +318,12 @@ class Conductor:
             if self._registry.active(silo)
             and evaluation_awaited(self.plan, self.round, silo, self._evaluated)
         ]
+
+    async def has_accepted(self, silo: SiloName, run: str, number: int, digest: str) -> bool:
+        """Whether an update was accepted, in whichever round there ever was."""
+        state = await off_loop(self._journal.round, run, number)
+        accepted = None if state is None else state.accepted(silo)
+        return accepted is not None and accepted.payload_digest == digest
 
     def downloaded(self, size_bytes: int) -> None:
         """Count bytes of models that were sent."""

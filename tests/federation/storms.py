@@ -23,7 +23,7 @@ from benchmark.federation import LocalFederation, Program
 from coordinator.folders import Folders
 from coordinator.rounds.machine import Phase, RoundState
 from fedreid import faults
-from fedreid.audit import verify
+from fedreid.audit import read_audit, verify
 from tests.history import check, read_history
 
 COORDINATOR = "coordinator"
@@ -162,7 +162,10 @@ def digests_of(local: LocalFederation) -> dict[tuple[str, int], str]:
 
 
 def check_nothing_is_lost(storm: Storm, calm: Storm) -> None:
-    """Judge a stopped federation: the promises, the calm one's models, no work done twice."""
+    """Judge a stopped federation: the promises, the calm one's models, no work done twice.
+
+    Each silo knows of each update of its own that it has counted.
+    """
     local = storm.local
     uninterrupted = digests_of(calm.local)
     agents = [local.agent_data(silo) for silo in local.agents]
@@ -174,6 +177,20 @@ def check_nothing_is_lost(storm: Storm, calm: Storm) -> None:
             assert [update.silo for update in state.updates] == sorted(local.agents)
     for data in (local.data, *agents):
         assert verify(data / "audit").cut_off_bytes == 0
+    noted = Counter(
+        (line.event, line.fields["round"], line.fields.get("silo"))
+        for line in read_audit(local.data / "audit")
+        if line.event in ("round.opened", "update.accepted", "round.published")
+    )
+    assert set(noted.values()) == {1}, noted
+    assert len(noted) == sum(
+        1 + len(state.updates) + (state.phase is Phase.PUBLISHED) for state in rounds_of(local)
+    )
+    published = {state.number for state in rounds_of(local) if state.phase is Phase.PUBLISHED}
+    for data in agents:
+        outcomes = [line for line in read_audit(data / "audit") if line.event == "update.outcome"]
+        assert {line.fields["outcome"] for line in outcomes} == {"accepted"}
+        assert published <= {line.fields["round"] for line in outcomes}
     for silo, agent in local.agents.items():
         check_trained_once(agent.log, storm.begun_anew[silo])
 
