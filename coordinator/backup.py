@@ -126,9 +126,7 @@ def restore(backup: Path, data: Path, clock: Clock) -> BackupManifest:
     try:
         manifest = _unpack(backup, built)
         _settle(Folders(built), manifest, clock)
-        with storage_errors("replace", data):
-            if data.exists():
-                data.rmdir()
+        remove_folder(data)  # it is empty
         flip_folder(built, data)
     except BaseException:
         remove_folder(built)

@@ -23,7 +23,7 @@ from fedreid.checkup import Check, Checkup, Finding, State, fine, wrong
 from fedreid.clock import Clock
 from fedreid.console import instant
 from fedreid.errors import FedreidError, StorageError, storage_errors
-from fedreid.files import digest_of, remove_folder
+from fedreid.files import digest_of, remove_file, remove_folder
 from fedreid.limits import CERTIFICATE_WARNING_S, MIB, SPOOL_KEPT_FREE_BYTES
 from fedreid.names import Digest, FederationName
 from fedreid.pki.identity import IdentityStore, check_not_expired
@@ -270,5 +270,4 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         remove_folder(path)
         return
-    with storage_errors("remove", path):
-        path.unlink(missing_ok=True)
+    remove_file(path)

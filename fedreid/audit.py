@@ -22,6 +22,7 @@ from typing import IO, Any
 import blake3
 import msgspec
 
+from fedreid import faults
 from fedreid.clock import Clock
 from fedreid.errors import AuditBroken, storage_errors
 from fedreid.files import make_folder, sync_folder
@@ -92,7 +93,12 @@ class AuditLog:
             StorageError: the disk is full, read-only or fails.
             AuditBroken: what stands at the end of the file is no line of this log.
         """
-        with self._one_at_a_time, storage_errors("write", self._folder), self._locked():
+        with (
+            self._one_at_a_time,
+            storage_errors("write", self._folder),
+            self._locked(),
+            faults.step("audit.append"),
+        ):
             path, last, cut_off = self._end()
             if cut_off:
                 last = self._write(path, last, "audit.repaired", {"dropped_bytes": cut_off})
@@ -183,6 +189,21 @@ def last_line(folder: Path) -> AuditLine | None:
     return None
 
 
+def newest_first(folder: Path) -> Iterator[AuditLine]:
+    """Every whole line, newest first, as it stands: nothing of the chain is checked.
+
+    Raises:
+        AuditBroken: with the file whose line can't be read at all.
+        StorageError: a file can't be read.
+    """
+    for path in reversed(audit_files(folder)):
+        with storage_errors("read", path):
+            whole = path.read_bytes().splitlines(keepends=True)
+        for at in range(len(whole), 0, -1):
+            if whole[at - 1].endswith(b"\n"):
+                yield _decoded(path, at, whole[at - 1])
+
+
 def verify(folder: Path) -> AuditSummary:
     """Walk the whole chain; see :func:`read_audit` for errors."""
     lines, head = 0, GENESIS
@@ -200,6 +221,10 @@ def _checked(path: Path, at: int, raw: bytes) -> AuditLine:
     body, tail = raw[:-_TAIL_BYTES], raw[-_TAIL_BYTES:]
     if not tail.startswith(_HASH_KEY) or tail[len(_HASH_KEY) : -2].decode("latin1") != _hash(body):
         raise _broken(path, at, "its bytes are not those that its hash was made of")
+    return _decoded(path, at, raw)
+
+
+def _decoded(path: Path, at: int, raw: bytes) -> AuditLine:
     try:
         return msgspec.json.decode(raw, type=AuditLine)
     except msgspec.DecodeError as error:

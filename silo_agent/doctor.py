@@ -8,14 +8,13 @@ step.
 import shutil
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from fedreid.audit import AuditLog
 from fedreid.checkup import Check, Checkup, Finding, fine
 from fedreid.clock import Clock
 from fedreid.console import instant
 from fedreid.errors import storage_errors
-from fedreid.files import remove_folder
+from fedreid.files import remove_file, remove_folder
 from fedreid.limits import AGENT_DISK_BYTES, MIB
 from fedreid.pki.identity import check_not_expired
 from silo_agent.budget import PrivacyBudget
@@ -81,7 +80,7 @@ class Doctor(Checkup):
                 whole += 1
                 continue
             told = f"the model of {note.name} is damaged or gone: it is fetched again"
-            yield self.mended("models", told, partial(_remove, note))
+            yield self.mended("models", told, partial(remove_file, note))
         yield fine("models", f"{whole} whole; the newest that was taken is {newest.version}")
 
     def _rounds(self) -> Iterator[Finding]:
@@ -101,7 +100,7 @@ class Doctor(Checkup):
     def _left_over_of(self) -> Iterator[Finding]:
         root = self._folders.root
         found = [*root.glob(".*.tmp"), *root.glob("*/.*.tmp"), *root.glob("rounds/*/.*.tmp")]
-        yield self.left_over("leftovers", sorted(found), _remove)
+        yield self.left_over("leftovers", sorted(found), remove_file)
 
     def _disk(self) -> Iterator[Finding]:
         with storage_errors("look at", self._folders.root):
@@ -111,8 +110,3 @@ class Doctor(Checkup):
             yield fine("disk", told)
         else:
             yield Finding(name="disk", state="wrong", told=told, next_step="Free some space.")
-
-
-def _remove(path: Path) -> None:
-    with storage_errors("remove", path):
-        path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@
     ├── private/             classifier and standalone state; with noise, the backbone without it
     ├── round.json           what round it was, and its numbers
     ├── digests.json         of the files beside it, by which damage is noticed
+    ├── delivered            the coordinator has answered for the update and taken the figures
     └── published.json       what the model that came of it scored here, after the last round
 
 A folder appears by one rename when training is complete, so a killed agent has trained a round
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from fedreid import faults
 from fedreid.contract import EvaluationResult, PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import StorageError, storage_errors
 from fedreid.files import digest_of, flip_folder, make_folder, remove_folder, write_bytes
@@ -31,6 +33,7 @@ OWN_FILE = "private/backbone.safetensors"
 """The backbone as it was trained, where the update has noise."""
 _NOTE = "round.json"
 _DIGESTS = "digests.json"
+_DELIVERED = "delivered"
 _PUBLISHED = "published.json"
 
 
@@ -117,16 +120,12 @@ class Outbox:
 
     def put(self, built: Path, finished: FinishedRound) -> None:
         """Keep a trained round, durably and all at once."""
-        write_bytes(built / _NOTE, msgspec.json.encode(finished))
-        digests = {
-            str(file.relative_to(built)): digest_of(file)
-            for file in sorted(built.rglob("*"))
-            if file.is_file()
-        }
-        write_bytes(built / _DIGESTS, msgspec.json.encode(digests))
         path = self._folder / _name(finished.run, finished.round)
-        remove_folder(path)
-        flip_folder(built, path)
+        with faults.step("outbox.write"):
+            write_bytes(built / _NOTE, msgspec.json.encode(finished))
+            write_bytes(built / _DIGESTS, msgspec.json.encode(_digests(built)))
+            remove_folder(path)
+            flip_folder(built, path)
 
     def find(self, run: str, number: int, base_digest: str) -> FinishedRound | None:
         """The round, if it was trained from this base model."""
@@ -160,6 +159,15 @@ class Outbox:
         """The round that was trained last, of whichever run."""
         found = sorted(self._all(), key=lambda f: (self.folder(f) / _NOTE).stat().st_mtime)
         return found[-1] if found else None
+
+    def note_delivered(self, finished: FinishedRound) -> None:
+        """Nothing of the round is owed to the coordinator any more."""
+        write_bytes(self.folder(finished) / _DELIVERED, b"")
+
+    def undelivered(self) -> FinishedRound | None:
+        """The round that was trained last, if the coordinator's answer to it did not come."""
+        last = self.last()
+        return None if last is None or (self.folder(last) / _DELIVERED).exists() else last
 
     def note_published(self, finished: FinishedRound, result: EvaluationResult) -> None:
         """Keep what the model that the round led to has scored here."""
@@ -200,6 +208,11 @@ class Outbox:
 
 def _name(run: str, number: int) -> str:
     return f"{run}-{number:06d}"
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): digest_of(file) for file in files}
 
 
 def _is(file: Path, digest: str) -> bool:

@@ -6,11 +6,12 @@ coordinator finds itself in the same phase of the same round and does it again.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.chronicle import Chronicle, note_event, note_opened
+from coordinator.rounds.chronicle import Chronicle, make_up, note_event, note_opened
 from coordinator.rounds.journal import (
     FAILED,
     FINISHED,
@@ -32,6 +33,7 @@ from coordinator.rounds.machine import (
     Rules,
     SiloGone,
     TimePassed,
+    UpdateAccepted,
     UpdatesLost,
     advance,
     open_round,
@@ -43,7 +45,8 @@ from coordinator.rounds.publishing import Models
 from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
-from fedreid.audit import AuditLog
+from fedreid import faults
+from fedreid.audit import AuditLog, newest_first
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import (
@@ -106,7 +109,28 @@ class Conductor:
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        if self.round is not None:
+            make_up(self._chronicle, newest_first(folders.audit), self.round)
+        self._drop_gone()
+        self._chronicle.settle()
         self._tidy()
+
+    def _drop_gone(self) -> None:
+        """Take silos out of the round that went in the moment of a crash."""
+        if self.round is None:
+            return
+        for silo in self.round.invited:
+            if self._registry.active(silo):
+                continue
+            before, event = self.round, SiloGone(silo=silo)
+            after = advance(before, event, self._rules(before), self._clock.now_s())
+            if after != before:
+                row = self._registry.known(silo)
+                self._chronicle.append(f"silo.{row.state}", silo=silo, reason=row.reason)
+                self._journal.save_round(after)
+                note_event(self._chronicle, before, event, after)
+                self._chronicle.append("silo.gone", silo=silo)
+                self.round = after
 
     def _tidy(self) -> None:
         """Remove what a crash left of rounds that have ended."""
@@ -211,7 +235,8 @@ class Conductor:
             return
         after = advance(state, event, self._rules(state), self._clock.now_s())
         if after != state:
-            await off_loop(self._journal.save_round, after)
+            with _commit_of(event), _closing_intake(state, after):
+                await off_loop(self._journal.save_round, after)
             self._take(after)
             note_event(self._chronicle, state, event, after)
             await off_loop(self._chronicle.settle)
@@ -287,12 +312,18 @@ class Conductor:
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
-        await off_loop(self._registry.set_state, silo, state, reason)
-        self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
+        # Who asked may give up waiting; a silo that is gone must not stay in the round.
+        await to_the_end(self._put_out(silo, state, reason))
         await self._end_calls(silo)
         self._presence.gone(silo)
-        await self.apply(SiloGone(silo=silo))
+        self._chronicle.append("silo.gone", silo=silo)
         await off_loop(self._chronicle.settle)
+
+    async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
+        with faults.step("silo.gone.commit"):
+            await off_loop(self._registry.set_state, silo, state, reason)
+        self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
+        await self.apply(SiloGone(silo=silo))
 
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
@@ -342,6 +373,12 @@ class Conductor:
             if self._registry.active(silo)
             and evaluation_awaited(self.plan, self.round, silo, self._evaluated)
         ]
+
+    async def has_accepted(self, silo: SiloName, run: str, number: int, digest: str) -> bool:
+        """Whether an update was accepted, in whichever round there ever was."""
+        state = await off_loop(self._journal.round, run, number)
+        accepted = None if state is None else state.accepted(silo)
+        return accepted is not None and accepted.payload_digest == digest
 
     def downloaded(self, size_bytes: int) -> None:
         """Count bytes of models that were sent."""
@@ -435,7 +472,8 @@ class Conductor:
                 rules=self._rules(None),
                 now_s=self._clock.now_s(),
             )
-            await off_loop(self._journal.save_round, state)
+            with faults.step("round.open"):
+                await off_loop(self._journal.save_round, state)
             self._downloaded_bytes = 0
             self._take(state)
             note_opened(self._chronicle, state)
@@ -511,10 +549,12 @@ class Conductor:
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
             if after == self.round:  # given up meanwhile: its models were never the federation's
                 return
-            await off_loop(self._journal.save_round, after, models)
+            with faults.step("publish.commit"):
+                await off_loop(self._journal.save_round, after, models)
             metrics.MODEL_VERSION.set(models[-1].version)
             before = self.round
-            self._take(after)
+            with faults.step("announce"):
+                self._take(after)
             note_event(self._chronicle, before, published, after)
             await off_loop(self._chronicle.settle)
         await off_loop(self._models.remove_old)
@@ -558,7 +598,8 @@ class Conductor:
 
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None
-        await off_loop(self._journal.set_run_state, self.run.name, state, reason)
+        with faults.step("run.commit"):
+            await off_loop(self._journal.set_run_state, self.run.name, state, reason)
         self.run = await off_loop(self._journal.newest_run)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()
@@ -572,6 +613,17 @@ class Conductor:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _commit_of(event: Event) -> AbstractContextManager[None]:
+    if isinstance(event, UpdateAccepted):
+        return faults.step("upload.accept.commit")
+    return faults.step("round.commit")
+
+
+def _closing_intake(before: RoundState, after: RoundState) -> AbstractContextManager[None]:
+    closing = before.phase is Phase.COLLECTING and after.phase is not Phase.COLLECTING
+    return faults.step("intake.close.commit") if closing else nullcontext()
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from coordinator.rounds.machine import RoundState
+from fedreid import faults
 from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError, TokenRefused
 
@@ -359,6 +360,13 @@ class Journal:
         with self._errors():
             return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
 
+    def round(self, run: str, number: int) -> RoundState | None:
+        """One round."""
+        named = (_rounds.c.run == run) & (_rounds.c.number == number)
+        rows = self._rows(_rounds, sa.select(_rounds).where(named))
+        with self._errors():
+            return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
+
     def rounds(self, run: str) -> list[RoundState]:
         """Every round of a run, by number."""
         query = sa.select(_rounds).where(_rounds.c.run == run).order_by(_rounds.c.number)
@@ -442,7 +450,7 @@ class Journal:
     @contextlib.contextmanager
     def _commit(self) -> Iterator[sa.Connection]:
         with self._errors(), self._writer:
-            with self._engine.begin() as connection:
+            with faults.step("journal.commit"), self._engine.begin() as connection:
                 yield connection
                 commits = connection.scalar(_COUNTED)
             assert commits is not None

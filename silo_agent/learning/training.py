@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedreid import faults
 from fedreid.errors import JobFailed
 from fedreid.plan import TrainingPlan
 from fedreid.reid.backbone import ReIDBackbone
@@ -107,6 +108,7 @@ def train(
     ready = _prepared(shares, data, plan, random, device)
     for step, (batch_N, (images_NCHW, labels_N)) in enumerate(zip(batches, ready, strict=True), 1):
         loss = steps.take(images_NCHW, labels_N, weight=len(labels_N) / len(batch_N))
+        faults.point("train.step")
         loss_sum += loss * len(batch_N)
         seen += len(batch_N)
         tell(step, len(batches), loss_sum / seen)
