@@ -22,6 +22,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from coordinator.rounds.formats import bring_up
 from coordinator.rounds.machine import RoundState
 from fedreid import faults
 from fedreid.contract import EvaluationResult
@@ -188,15 +189,14 @@ class Journal:
         """Open or create the journal.
 
         Raises:
-            StorageError: it can't be opened, or is damaged.
+            StorageError: it can't be opened, is damaged, or a newer coordinator's.
         """
         self._path = path
         self._writer = threading.Lock()
         self._engine = sa.create_engine(f"sqlite:///{path}")
         sa.event.listen(self._engine, "connect", _set_pragmas)
         with self._errors():
-            _metadata.create_all(self._engine)
-            self._add_seals()
+            bring_up(self._engine, _metadata)
             self._check_structure()
         marks = self._rows(_marks, sa.select(_marks))
         self._marks: dict[str, int] = {row["name"]: row["value"] for row in marks}
@@ -455,15 +455,6 @@ class Journal:
                 commits = connection.scalar(_COUNTED)
             assert commits is not None
             self._marks[_COMMITS] = commits
-
-    def _add_seals(self) -> None:
-        """Give the tables of a journal from before there were seals their column."""
-        inspector = sa.inspect(self._engine)
-        for table in _metadata.sorted_tables:
-            known = {column["name"] for column in inspector.get_columns(table.name)}
-            if "seal" in table.columns and "seal" not in known:
-                with self._engine.begin() as connection:
-                    connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN seal VARCHAR"))
 
     def _check_structure(self) -> None:
         with self._engine.connect() as connection:

@@ -378,6 +378,7 @@ def test_a_journal_from_before_there_were_seals_is_read_and_sealed_from_now_on(p
             if table not in ("marks", "sqlite_sequence"):
                 raw.execute(f"ALTER TABLE {table} DROP COLUMN seal")
         raw.execute("DROP TABLE marks")
+        raw.execute("PRAGMA user_version = 1")
     again = Journal(path)
     assert everything(again) == told
     again.save_silo(NORTH)
