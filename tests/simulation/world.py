@@ -6,10 +6,11 @@ end. The history is checked after each crash, after each power cut, and in the e
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ import fedreid.wire.stream
 import fedreid.wire.tensors
 from coordinator.folders import Folders
 from coordinator.rounds import intake, phases, publishing, spool
-from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, SiloRow
+from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, ModelRow, SiloRow
 from coordinator.rounds.machine import Phase, RoundState
 from coordinator.trust.registry import ACTIVE, REVOKED, SUSPENDED
 from fedreid.errors import ConnectionFailed, FedreidError, StorageError
@@ -51,7 +52,7 @@ from tests.simulation.server import Server
 from tests.simulation.silo import Habits, Silo
 from tests.simulation.work import LAYOUT, MemoryWorker, published_digest
 
-_TROUBLES_S = 120.0
+_TROUBLES_S = 80.0
 _PEACE_S = 900.0
 _COLLECTING_S, _PHASE_S = 30.0, 20.0
 _KEY = signing_key(new_signing_key_pem())
@@ -121,6 +122,7 @@ class World:
         self._states: dict[tuple[str, int], RoundState] = {}
         self._set_back_s: list[float] = []
         self._returned: list[tuple[str, float, float]] = []
+        self._let_in_s: list[tuple[str, float]] = []
         self._full_until_s = 0.0
         self._failure: BaseException | None = None
         self._at_peace = False
@@ -169,14 +171,16 @@ class World:
 
     async def _troubles(self) -> None:
         troubles: list[Callable[[], Awaitable[None]]] = [
-            self._kill_coordinator, self._kill_silo, self._cut_off, self._set_clock, self._fill_disk,
-            self._shut_out, self._let_in, self._pause, self._stop, self._roll_back,
+            self._kill_coordinator, self._kill_silo, self._cut_off, self._set_clock,
+            self._fill_disk, self._shut_out, self._let_in, self._pause, self._stop, self._roll_back,
         ]  # fmt: skip
         weights = [_often(self._random, most) for most in (9, 4, 4, 3, 3, 4, 4, 2, 0.3, 1)]
         count = self._random.choice((0, 3, 8, 20)) if any(weights) else 0
         for _ in range(count):
             await asyncio.sleep(self._random.random() * 2 * _TROUBLES_S / count)
             self._raise_failures()
+            if self._is_over():
+                return
             (trouble,) = self._random.choices(troubles, weights)
             await trouble()
 
@@ -192,16 +196,21 @@ class World:
         for silo in self._silos:
             silo.habits = Habits(straggles=0.0, spoils=silo.habits.spoils, leaves=0.0)
         until_s = self._loop.time() + _PEACE_S
-        while (run := self._journal.newest_run()) is None or run.state in (RUNNING, PAUSED):
+        while not self._is_over():
             assert self._loop.time() < until_s, f"the run does not end: {self._stuck()}"
             await asyncio.sleep(5.0)
             self._raise_failures()
+            run = self._journal.newest_run()
             if run is not None and run.state == PAUSED:
                 await self._control(RUNNING)
             for silo in self._silos:
                 if silo.program is None:
                     silo.start()
                 await self._let_in(silo)
+
+    def _is_over(self) -> bool:
+        run = self._journal.newest_run()
+        return run is not None and run.state not in (RUNNING, PAUSED)
 
     def _stuck(self) -> str:
         server = self._network.server
@@ -262,6 +271,7 @@ class World:
         if self._is_out(name):
             await asyncio.sleep(5.0)
             if self._is_out(name):
+                self._let_in_s.append((name, self._loop.time()))
                 await self._command(f"let {name} in", lambda server: server.let_in(name))
 
     async def _pause(self) -> None:
@@ -392,7 +402,8 @@ class World:
         place, now_s = (state.run, state.number), self._loop.time()
         before, spans = self._states.get(place), self._spans.setdefault(place, [])
         self._states[place] = state
-        again = before is not None and len(state.updates) < len(before.updates)
+        collecting = state.phase is Phase.COLLECTING
+        again = before is not None and len(state.updates) < len(before.updates) and not collecting
         if before is not None and (state.phase is not before.phase or again):
             spans[-1] = Span(
                 phase=spans[-1].phase,
@@ -400,11 +411,8 @@ class World:
                 ended_s=now_s,
                 allowed_s=spans[-1].allowed_s,
             )
-        collecting = state.phase is Phase.COLLECTING
         if not state.ended and (before is None or state.phase is not before.phase or again):
             allowed_s = _COLLECTING_S if collecting else _PHASE_S
-            if collecting and spans:
-                allowed_s -= now_s - spans[0].began_s
             spans.append(Span(phase=state.phase, began_s=now_s, ended_s=None, allowed_s=allowed_s))
 
     def _check(self, when: str) -> None:
@@ -424,12 +432,10 @@ class World:
         states = [] if run is None else self._journal.rounds(run.name)
         models = self._journal.models()[::-1]
         lines = self._audit.lines
-        gone = departures(lines)
-        for silo, began_s, done_s in self._returned:
-            again_s = next(
-                (x.again_s for x in gone if x.silo == silo and x.decided_s >= began_s), None
-            )
-            gone.append(Gone(silo=silo, decided_s=began_s, done_s=done_s, again_s=again_s))
+        gone = [
+            *departures(lines),
+            *(Gone(silo=x, decided_s=a, done_s=b) for x, a, b in self._returned),
+        ]
         return History(
             rounds=tuple(
                 Round(
@@ -439,7 +445,7 @@ class World:
                 for state in states
             ),
             models=tuple(models),
-            unsigned=tuple(row.version for row in models if not is_signed(row, _MODEL_KEY)),
+            unsigned=tuple(row.version for row in models if not _is_signed(row)),
             damaged=tuple(
                 f"the file of model {row.version} holds other bytes, or is gone"
                 for row in models
@@ -456,10 +462,16 @@ class World:
             sent=tuple(update for silo in self._silos for update in silo.kept.sent),
             heard=frozenset(silo.name for silo in self._silos),
             taken=tuple(taken for silo in self._silos for taken in silo.kept.taken),
-            gone=tuple(gone),
+            gone=tuple(map(self._until_let_in, gone)),
             started_s=tuple(x.at_s for x in lines if x.event == "coordinator.started"),
             known_until_s=self._loop.time() if self._network.server is not None else 0.0,
         )
+
+    def _until_let_in(self, gone: Gone) -> Gone:
+        """By the command that let the silo in: its line may be lost in a crash."""
+        later = (at_s for silo, at_s in self._let_in_s if silo == gone.silo)
+        again_s = next((at_s for at_s in later if at_s >= gone.decided_s), None)
+        return replace(gone, again_s=again_s)
 
     def _with_jumps(self, span: Span) -> Span:
         """A phase may take its whole time again whenever the clock was set back in it."""
@@ -502,6 +514,11 @@ class World:
 
 Command = Callable[[Server], Awaitable[Any]]
 _TAKES_ROOM = ("before commit", "before audit", "before create", "before write", "before mkdir")
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_signed(row: ModelRow) -> bool:
+    return is_signed(row, _MODEL_KEY)
 
 
 async def _obey(work: Command, server: Server) -> None:
