@@ -61,6 +61,9 @@ _SEE_MODELS = "See: coordinator model list."
 class Conductor:
     """The current run and round, and the one task that moves them."""
 
+    run: RunRow | None
+    round: RoundState | None
+
     def __init__(
         self,
         *,
@@ -125,8 +128,8 @@ class Conductor:
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
-        self.run: RunRow | None = self._journal.newest_run()
-        self.round: RoundState | None = None
+        self.run = self._journal.newest_run()
+        self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()
