@@ -123,8 +123,8 @@ class LocalFederation:
         self.silos = dict(silos)
         self._federation = federation
         self.data = root / "coordinator"
-        self.environments: dict[str, dict[str, str]] = {"coordinator": {}} | {
-            silo: {} for silo in silos
+        self.environments: dict[str, dict[str, str]] = {
+            name: {} for name in ("coordinator", *silos)
         }
         """What the coordinator, and each silo's agent, finds in its environment at its start."""
         self.coordinator = Program(

@@ -76,6 +76,9 @@ _SEE_MODELS = "See: coordinator model list."
 class Conductor:
     """The current run and round, and the one task that moves them."""
 
+    run: RunRow | None
+    round: RoundState | None
+
     def __init__(
         self,
         *,
@@ -143,8 +146,8 @@ class Conductor:
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
-        self.run: RunRow | None = self._journal.newest_run()
-        self.round: RoundState | None = None
+        self.run = self._journal.newest_run()
+        self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()
@@ -416,7 +419,9 @@ class Conductor:
             await _wait(changed, min(max(left_s, 0.0), _IDLE_S))
             await self.apply(TimePassed())
         else:
-            await self._do_phase(self.round)
+            await self.apply(TimePassed())
+            if not self.round.ended:
+                await self._do_phase(self.round)
 
     async def _go_on(self) -> bool:
         """Finish the run or open its next round; False if there is nothing to do yet."""

@@ -202,14 +202,23 @@ def play(
     *,
     join: Callable[[LocalFederation, str], object] = LocalFederation.join_without_training,
 ) -> None:
-    """Run a federation on a plan through a script, then stop it between two rounds."""
+    """Run a federation on a plan through a script, then stop it when a round is over."""
     local = storm.local
     for silo in local.silos:
         join(local, silo)
     local.start_run(plan)
     script(storm)
     storm.go_on()
+    local.command("coordinator", "run", "pause", "--data", str(local.data))
+    storm.wait(lambda: is_over(local), "everybody knows how the last round ended")
     local.stop()
+
+
+def is_over(local: LocalFederation) -> bool:
+    """Whether the last round has ended, and every agent has heard what became of its update."""
+    last = rounds_of(local)[-1]
+    told = f"round {last.number}: update of"
+    return last.ended and all(told in agent.log for agent in local.agents.values())
 
 
 _TRAINING = re.compile(r"round (\d+): training\n")
