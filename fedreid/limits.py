@@ -193,6 +193,9 @@ DIAL_S = 10.0
 RELEASE_BYTES = 4 * MIB
 """A signed release on disk, which holds one manifest."""
 
+POLICY_KEY_CHARACTERS = 64
+"""Of the policy's key with which a silo declines a round; the longest there is has 22."""
+
 REFUSAL_CHARACTERS = 300
 """Of a refusal in the agent's audit log: part of it may be the coordinator's own words."""
 

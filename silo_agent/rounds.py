@@ -23,7 +23,7 @@ from fedreid.contract import (
     WaitTask,
 )
 from fedreid.datasets.layouts import load
-from fedreid.errors import PolicyRefused
+from fedreid.errors import ConnectionFailed, PolicyRefused
 from fedreid.jobs import Progress, Worker
 from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
@@ -136,6 +136,7 @@ class Participant:
                 await self._train(stub, task)
         except PolicyRefused as refused:
             await self._note_refused(task, refused)
+            await self._decline(stub, task, refused)
             raise
 
     async def _note_refused(self, task: TrainTask | EvaluateTask, refused: PolicyRefused) -> None:
@@ -145,9 +146,21 @@ class Participant:
             "policy.refused",
             run=task.run,
             round=task.round,
+            key=refused.key,
             what=what[:REFUSAL_CHARACTERS],
             again=refused.again_at_s is not None,
         )
+
+    async def _decline(
+        self, stub: "FederationAsyncStub", task: TrainTask | EvaluateTask, refused: PolicyRefused
+    ) -> None:
+        """Tell the coordinator not to wait, and of the reason no more than the policy's key."""
+        request = pb.DeclineRequest(run=task.run, round=task.round, policy_key=refused.key)
+        try:
+            with calling(self._config.coordinator):
+                await stub.Decline(request, timeout=CALL_S)
+        except ConnectionFailed as error:
+            self._tell(f"round {task.round}: it waits for this silo until its deadline: {error}")
 
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)

@@ -2,6 +2,7 @@
 
 from coordinator.rounds.machine import (
     Aggregated,
+    Declined,
     Event,
     Phase,
     RoundState,
@@ -38,6 +39,8 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
         )
     elif isinstance(event, UpdateRejected):
         audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
+    elif isinstance(event, Declined):
+        audit.append("round.declined", **place, silo=event.silo, policy_key=event.policy_key)
     elif isinstance(event, Aggregated):
         for silo, flags in after.flags.items():
             norm = after.update_norms[silo]

@@ -53,6 +53,14 @@ _runs = sa.Table(
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("started_at_s", sa.Float, nullable=False),
 )
+_plan_changes = sa.Table(
+    "plan_changes",
+    _metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.String, nullable=False),
+    sa.Column("from_round", sa.Integer, nullable=False),
+    sa.Column("plan_toml", sa.Text, nullable=False),
+)
 _rounds = sa.Table(
     "rounds",
     _metadata,
@@ -127,6 +135,15 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """``running``, ``paused``, ``finished``, ``stopped`` or ``failed``."""
     reason: str = ""
     started_at_s: float
+
+
+class PlanChangeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Another plan of a run that is under way."""
+
+    run: str
+    from_round: int
+    """The first round that follows it."""
+    plan_toml: str
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +249,18 @@ class Journal:
             connection.execute(
                 sa.update(_runs).where(_runs.c.name == name).values(state=state, reason=reason)
             )
+
+    def add_plan_change(self, change: PlanChangeRow) -> None:
+        """Change the plan of a run from one of its rounds on."""
+        with self._commit() as connection:
+            connection.execute(sa.insert(_plan_changes).values(**msgspec.structs.asdict(change)))
+
+    def plan_changes(self, run: str) -> list[PlanChangeRow]:
+        """Every change of a run's plan, in the order in which they were made."""
+        columns = _plan_changes.c
+        query = sa.select(columns.run, columns.from_round, columns.plan_toml)
+        rows = self._rows(query.where(columns.run == run).order_by(columns.sequence))
+        return [PlanChangeRow(**row) for row in rows]
 
     def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
         """Store a round as it stands, with the models it published, if it just did."""
