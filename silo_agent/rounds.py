@@ -31,8 +31,10 @@ from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.messages import task_from_wire
 from fedreid.work import off_loop
+from silo_agent import metrics
 from silo_agent.budget import PrivacyBudget
 from silo_agent.config import AgentConfig, Folders, Membership
+from silo_agent.contact import Contact
 from silo_agent.delivery import Delivery
 from silo_agent.egress import check_images, check_task
 from silo_agent.held import Held, find_held
@@ -63,6 +65,7 @@ class Participant:
         worker: Worker,
         audit: AuditLog,
         clock: Clock,
+        contact: Contact,
         say: Callable[[str], None],
         show: Callable[[str, float], None],
     ) -> None:
@@ -74,6 +77,7 @@ class Participant:
         self._show = show
         self._audit = audit
         self._clock = clock
+        self._contact = contact
         self._models = ModelCache(folders, membership, audit)
         self._outbox = Outbox(folders)
         self._budget = PrivacyBudget(folders, config.policy.privacy)
@@ -107,6 +111,7 @@ class Participant:
             FedreidError: a person has to act.
         """
         greeting = await line.greet()
+        self._contact.made()
         self._tell(f"connected to the federation {greeting.federation} at {line.address}")
         while True:
             await self._next(line, renew)
@@ -119,6 +124,7 @@ class Participant:
         )
         with calling(self._config.coordinator):
             answer = await stub.NextTask(request, timeout=LONG_POLL_S + CALL_S)
+        self._contact.heard()
         task = task_from_wire(answer)
         if isinstance(task, WaitTask):
             self._tell(task.reason)
@@ -236,6 +242,7 @@ class Participant:
             privacy=await self._make_private(task, base, out),
         )
         await off_loop(self._outbox.put, out, finished)
+        metrics.ROUNDS_TRAINED.inc()
         self._tell(
             f"round {task.round}: trained on {report.num_images} images in "
             f"{report.num_steps} steps, loss {report.train_loss:.3f}, "
@@ -318,8 +325,10 @@ class Participant:
                 try:
                     answer = await stub.Heartbeat(request, timeout=CALL_S)
                 except grpc.aio.AioRpcError as error:
+                    self._contact.missed()
                     self._tell(f"training goes on; the coordinator is away ({error.code().name})")
                     continue
+                self._contact.heard()
                 if run and not answer.wanted:
                     lost = True
                     work.cancel()
@@ -337,12 +346,13 @@ class Participant:
             beats.cancel()
 
     def _note_progress(self, progress: Progress) -> None:
-        phase = "evaluating" if progress.phase == "evaluating" else "training"
+        phase: metrics.Phase = "evaluating" if progress.phase == "evaluating" else "training"
         self._doing(phase, progress.done / max(progress.total, 1))
 
-    def _doing(self, phase: str, share: float) -> None:
+    def _doing(self, phase: metrics.Phase, share: float) -> None:
         """Note what the next heartbeat says, and show it."""
         self._progress = (phase, share)
+        metrics.note_phase(phase)
         self._show(phase, share)
 
     def _tell(self, line: str) -> None:
