@@ -91,7 +91,25 @@ class Conductor:
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        self._drop_gone()
         self._tidy()
+
+    def _drop_gone(self) -> None:
+        """Take silos out of the round that went in the moment of a crash."""
+        if self.round is None:
+            return
+        for silo in self.round.invited:
+            if self._registry.active(silo):
+                continue
+            before, event = self.round, SiloGone(silo=silo)
+            after = advance(before, event, self._rules(before), self._clock.now_s())
+            if after != before:
+                row = self._registry.known(silo)
+                self._audit.append(f"silo.{row.state}", silo=silo, reason=row.reason)
+                self._journal.save_round(after)
+                note_event(self._audit, before, event, after)
+                self._audit.append("silo.gone", silo=silo)
+                self.round = after
 
     def _tidy(self) -> None:
         """Remove what a crash left of rounds that have ended."""
@@ -276,10 +294,15 @@ class Conductor:
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
-        await off_loop(self._registry.set_state, silo, state, reason)
-        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+        # Who asked may give up waiting; a silo that is gone must not stay in the round.
+        await to_the_end(self._put_out(silo, state, reason))
         await self._end_calls(silo)
         self._presence.gone(silo)
+        await off_loop(self._audit.append, "silo.gone", silo=silo)
+
+    async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
+        await off_loop(self._registry.set_state, silo, state, reason)
+        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
         await self.apply(SiloGone(silo=silo))
 
     async def decline(self, silo: SiloName, run: str, number: int, policy_key: str) -> None:
