@@ -283,6 +283,30 @@ def run_stop(data: Data, coordinator: Address = None) -> None:
     _control(data, coordinator, "stop")
 
 
+@run_app_.command("change")
+def run_change(
+    plan: Annotated[Path, typer.Argument(help="The whole plan as it shall be, TOML.")],
+    data: Data,
+    coordinator: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Change rounds, deadlines, quorum or how silos train, from the run's next round on."""
+    from coordinator.client import admin_of
+    from fedreid.plan import load_plan
+    from fedreid.v1 import admin_pb2
+
+    load_plan(plan)
+    request = admin_pb2.ChangeRunRequest(plan_toml=plan.read_text("utf-8"))
+    with admin_of(data, coordinator) as admin:
+        changed = admin.ChangeRun(request)
+    if as_json:
+        print_json(_message(changed))
+        return
+    for line in changed.changes:
+        say(line)
+    say(f"the run follows this plan from round {changed.from_round} on")
+
+
 @round_app.command("list")
 def round_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every round of the current run."""

@@ -15,6 +15,7 @@ from coordinator.rounds.chronicle import audit_of, commits_seen
 from coordinator.rounds.journal import Journal, RunRow, check_not_set_back
 from coordinator.rounds.machine import Phase, RoundState
 from coordinator.rounds.orders import model_path, update_name
+from coordinator.rounds.planned import Plans
 from coordinator.rounds.publishing import Models, models_needed
 from coordinator.trust.authorities import Authorities
 from coordinator.trust.registry import ACTIVE
@@ -28,7 +29,7 @@ from fedreid.limits import CERTIFICATE_WARNING_S, MIB, SPOOL_KEPT_FREE_BYTES
 from fedreid.names import Digest, FederationName
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.pki.signing import public_bytes, verify
-from fedreid.plan import Plan, parse_plan
+from fedreid.plan import Plan
 
 _RESTORE = "Restore the newest backup: coordinator restore BACKUP --data NEW."
 _FILES_OF_A_ROUND = 3
@@ -249,7 +250,7 @@ def _newest(journal: Journal) -> tuple[RunRow | None, Plan | None, RoundState | 
     run = journal.newest_run()
     if run is None:
         return None, None, None
-    return run, parse_plan(run.plan_toml), journal.newest_round(run.name)
+    return run, Plans(journal, run).newest.plan, journal.newest_round(run.name)
 
 
 def _place(run: RunRow | None, plan: Plan | None, state: RoundState | None) -> str:

@@ -17,7 +17,6 @@ from coordinator.admin import AdminServicer
 from coordinator.config import Config, load_config, load_model_key
 from coordinator.disk import look_back, watch_disk
 from coordinator.folders import Folders
-from coordinator.health import Health
 from coordinator.rounds.chronicle import audit_of, commits_seen
 from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.intake import Intake
@@ -39,6 +38,7 @@ from coordinator.trust.tls import server_credentials
 from fedreid.clock import SystemClock
 from fedreid.errors import ConfigRefused, StorageError
 from fedreid.files import held_alone, write_bytes
+from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import DENIALS_S
 from fedreid.names import FederationName
@@ -150,12 +150,13 @@ class Coordinator:
         health_pb2_grpc.add_HealthServicer_to_server(grpc_health, server)
         credentials = server_credentials(self._keeper.identity, self._keeper.changed)
         port = _bind(server, config.listen, credentials)
-        health = Health(*_host_port(config.metrics))
+        serving = asyncio.Event()
+        health = Health(config.metrics, ready=serving.is_set)
         health.start()
         self._audit.append("coordinator.started", version=fedreid.__version__)
         try:
             await server.start()
-            health.ready = True
+            serving.set()
             await grpc_health.set("", health_pb2.HealthCheckResponse.SERVING)
             host, _ = _host_port(config.listen)
             write_bytes(self._folders.endpoint, f"{_reachable(host)}:{port}\n".encode())
@@ -163,7 +164,7 @@ class Coordinator:
             say(f"health and metrics on port {health.port}")
             await self._run(stop, server, health, say)
         finally:
-            health.ready = False
+            serving.clear()
             await server.stop(_STOP_GRACE_S)
             await self._worker.close()
             health.close()

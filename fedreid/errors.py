@@ -232,8 +232,16 @@ class PolicyRefused(FedreidError):
     exit_code = ExitCode.POLICY
 
     def __init__(
-        self, what: str, *, why: str = "", next_step: str = "", again_at_s: float | None = None
+        self,
+        what: str,
+        *,
+        key: str = "policy",
+        why: str = "",
+        next_step: str = "",
+        again_at_s: float | None = None,
     ) -> None:
+        self.key = key
+        """Of the policy, that decides: all that the coordinator is told of the refusal."""
         self.again_at_s = again_at_s
         """When asking again may help, seconds since the epoch; None: a person has to act."""
         super().__init__(what, why=why, next_step=next_step)

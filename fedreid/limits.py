@@ -6,6 +6,16 @@ MIB = 1024 * KIB
 CHUNK_BYTES = 1 * MIB
 """Payload of one chunk: below 512 KiB the stream slows, above 4 MiB nothing is gained."""
 
+FIRST_CHUNK_BYTES = 32 * KIB
+"""Of a stream: five fast ones later chunks are as large as they may be, which costs nothing."""
+
+LEAST_CHUNK_BYTES = 16 * KIB
+"""However slow the line is: 2 s at 64 kbit/s, and calls around a chunk cost little beside it."""
+
+SLOW_CHUNK_S = 4.0
+"""A chunk that takes longer is followed by one of half its size: at 64 kbit/s one of 1 MiB takes
+131 s, longer than MESSAGE_IDLE_S, and a break would lose all of it."""
+
 MESSAGE_BYTES = 4 * MIB
 """gRPC's own default message limit, never raised: nothing unary may grow with the model."""
 
@@ -209,6 +219,9 @@ DIAL_S = 10.0
 
 RELEASE_BYTES = 4 * MIB
 """A signed release on disk, which holds one manifest."""
+
+POLICY_KEY_CHARACTERS = 64
+"""Of the policy's key with which a silo declines a round; the longest there is has 22."""
 
 REFUSAL_CHARACTERS = 300
 """Of a refusal in the agent's audit log: part of it may be the coordinator's own words."""

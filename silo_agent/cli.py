@@ -35,12 +35,22 @@ app.command()(commands.search)
 Images = Annotated[Path, typer.Argument(help="Folder of images.")]
 
 
+Metrics = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads it
+    typer.Option(
+        "--metrics",
+        help="HOST:PORT of plain HTTP for probes and Prometheus, such as 127.0.0.1:9465; "
+        "default: none.",
+    ),
+]
+
+
 @app.command()
 def join(
     coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
     dataset: Annotated[Path, typer.Option(help="Folder of the silo's images.")],
     token_file: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it
+        Optional[Path],  # noqa: UP045
         typer.Option(
             help="File with the join token, mode 0600; '-' = standard input. Only "
             "needed the first time; the environment variable FEDREID_JOIN_TOKEN "
@@ -65,6 +75,7 @@ def join(
         Optional[Path],  # noqa: UP045
         typer.Option(help="With --identity: the coordinator's model-key.pub."),
     ] = None,
+    metrics: Metrics = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try every step but the last; the token stays unused.")
     ] = False,
@@ -88,9 +99,15 @@ def join(
         split=split,
         withdrawn_confirmed=confirm_withdrawn,
         identity=kept if identity is None else str(identity.resolve()),
+        metrics=metrics or "",
     )
     if before is not None:  # policy and processes stay as the operator has set them
-        config = replace(config, policy=before.policy, processes=before.processes)
+        config = replace(
+            config,
+            policy=before.policy,
+            processes=before.processes,
+            metrics=before.metrics if metrics is None else metrics,
+        )
     if dry_run:
         _try_to_join(folders, config, token_file, as_json=as_json)
     check_destination(coordinator, config.policy)
@@ -107,13 +124,13 @@ def join(
 
 
 @app.command("run")
-def run_agent(data: Data = DEFAULT_DATA) -> None:
+def run_agent(data: Data = DEFAULT_DATA, metrics: Metrics = None) -> None:
     """Go on taking part with the identity and settings of the data folder."""
     launch.prepare()
     from silo_agent.config import Folders
     from silo_agent.service import run
 
-    run(Folders(data.resolve()), say)
+    run(Folders(data.resolve()), say, metrics_at=metrics)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from silo_agent.config import AgentConfig, Folders
 from silo_agent.egress import Parcel, outline, pack
 from silo_agent.held import Held
 from silo_agent.ledger import Ledger
+from silo_agent.metrics import EGRESS_BYTES, Phase
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.trust.channel import calling
 
@@ -45,7 +46,7 @@ class Delivery:
         audit: AuditLog,
         clock: Clock,
         tell: Callable[[str], None],
-        doing: Callable[[str, float], None],
+        doing: Callable[[Phase, float], None],
     ) -> None:
         self._address = config.coordinator
         self._policy = config.policy
@@ -162,6 +163,7 @@ class Delivery:
         async for chunk in chunks:
             yield pb.SendUploadRequest(chunk=chunk)
             faults.point("upload.chunk.sent")
+            EGRESS_BYTES.inc(len(chunk.data))
             self._doing("uploading", chunk.offset / size)
 
     async def _note_outcome(self, parcel: Parcel, outcome: str, **more: str) -> None:

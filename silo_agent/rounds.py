@@ -23,7 +23,7 @@ from fedreid.contract import (
     WaitTask,
 )
 from fedreid.datasets.layouts import load
-from fedreid.errors import PolicyRefused
+from fedreid.errors import ConnectionFailed, PolicyRefused
 from fedreid.jobs import Progress, Worker
 from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
@@ -31,8 +31,10 @@ from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.messages import task_from_wire
 from fedreid.work import off_loop
+from silo_agent import metrics
 from silo_agent.budget import PrivacyBudget
 from silo_agent.config import AgentConfig, Folders, Membership
+from silo_agent.contact import Contact
 from silo_agent.delivery import Delivery
 from silo_agent.egress import check_images, check_task
 from silo_agent.held import Held, find_held
@@ -63,6 +65,7 @@ class Participant:
         worker: Worker,
         audit: AuditLog,
         clock: Clock,
+        contact: Contact,
         say: Callable[[str], None],
         show: Callable[[str, float], None],
     ) -> None:
@@ -74,6 +77,7 @@ class Participant:
         self._show = show
         self._audit = audit
         self._clock = clock
+        self._contact = contact
         self._models = ModelCache(folders, membership, audit)
         self._outbox = Outbox(folders)
         self._budget = PrivacyBudget(folders, config.policy.privacy)
@@ -107,6 +111,7 @@ class Participant:
             FedreidError: a person has to act.
         """
         greeting = await line.greet()
+        self._contact.made()
         self._tell(f"connected to the federation {greeting.federation} at {line.address}")
         await self._deliver_left_over(line.stub)
         while True:
@@ -124,6 +129,7 @@ class Participant:
         )
         with calling(self._config.coordinator):
             answer = await stub.NextTask(request, timeout=LONG_POLL_S + CALL_S)
+        self._contact.heard()
         task = task_from_wire(answer)
         if isinstance(task, WaitTask):
             self._tell(task.reason)
@@ -141,6 +147,7 @@ class Participant:
                 await self._train(stub, task)
         except PolicyRefused as refused:
             await self._note_refused(task, refused)
+            await self._decline(stub, task, refused)
             raise
 
     async def _note_refused(self, task: TrainTask | EvaluateTask, refused: PolicyRefused) -> None:
@@ -150,9 +157,21 @@ class Participant:
             "policy.refused",
             run=task.run,
             round=task.round,
+            key=refused.key,
             what=what[:REFUSAL_CHARACTERS],
             again=refused.again_at_s is not None,
         )
+
+    async def _decline(
+        self, stub: "FederationAsyncStub", task: TrainTask | EvaluateTask, refused: PolicyRefused
+    ) -> None:
+        """Tell the coordinator not to wait, and of the reason no more than the policy's key."""
+        request = pb.DeclineRequest(run=task.run, round=task.round, policy_key=refused.key)
+        try:
+            with calling(self._config.coordinator):
+                await stub.Decline(request, timeout=CALL_S)
+        except ConnectionFailed as error:
+            self._tell(f"round {task.round}: it waits for this silo until its deadline: {error}")
 
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
@@ -265,6 +284,7 @@ class Participant:
             privacy=await self._make_private(task, base, out),
         )
         await off_loop(self._outbox.put, out, finished)
+        metrics.ROUNDS_TRAINED.inc()
         self._tell(
             f"round {task.round}: trained on {report.num_images} images in "
             f"{report.num_steps} steps, loss {report.train_loss:.3f}, "
@@ -348,8 +368,10 @@ class Participant:
                 try:
                     answer = await stub.Heartbeat(request, timeout=CALL_S)
                 except grpc.aio.AioRpcError as error:
+                    self._contact.missed()
                     self._tell(f"training goes on; the coordinator is away ({error.code().name})")
                     continue
+                self._contact.heard()
                 if run and not answer.wanted:
                     lost = True
                     work.cancel()
@@ -367,12 +389,13 @@ class Participant:
             beats.cancel()
 
     def _note_progress(self, progress: Progress) -> None:
-        phase = "evaluating" if progress.phase == "evaluating" else "training"
+        phase: metrics.Phase = "evaluating" if progress.phase == "evaluating" else "training"
         self._doing(phase, progress.done / max(progress.total, 1))
 
-    def _doing(self, phase: str, share: float) -> None:
+    def _doing(self, phase: metrics.Phase, share: float) -> None:
         """Note what the next heartbeat says, and show it."""
         self._progress = (phase, share)
+        metrics.note_phase(phase)
         self._show(phase, share)
 
     def _tell(self, line: str) -> None:

@@ -331,7 +331,7 @@ def read_history(
     folders = Folders(coordinator)
     lines = list(read_audit(folders.audit))
     with closing(sqlite3.connect(f"file:{folders.journal}?mode=ro", uri=True)) as journal:
-        plans = {name: parse_plan(toml) for name, toml in journal.execute(_RUNS)}
+        plans = [(*key, parse_plan(toml)) for *key, toml in journal.execute(_PLANS)]
         states = [msgspec.json.decode(row[0], type=RoundState) for row in journal.execute(_ROUNDS)]
         models = [_model(row) for row in journal.execute(_MODELS)]
         # A coordinator that runs may have ended its round, and emptied its spool, meanwhile.
@@ -343,7 +343,7 @@ def read_history(
     sites = [_Site.of(folder) for folder in agents]
     damaged_in_the_spool = _lost_on_the_disk(lines)
     return History(
-        rounds=tuple(_round(state, plans[state.run], lines, gone) for state in states),
+        rounds=tuple(_round(state, _plan_of(state, plans), lines, gone) for state in states),
         models=tuple(models),
         unsigned=unsigned,
         damaged=(*damaged, *(what for site in sites for what in site.damaged())),
@@ -367,12 +367,20 @@ def read_history(
 
 
 _ACCEPTED = "update.accepted"
-_RUNS = "SELECT name, plan_toml FROM runs"
+_PLANS = (
+    "SELECT name, 0, plan_toml FROM runs UNION ALL "
+    "SELECT * FROM (SELECT run, from_round, plan_toml FROM plan_changes ORDER BY sequence)"
+)
 _ROUNDS = (
     "SELECT rounds.state FROM rounds JOIN runs ON rounds.run = runs.name "
     "ORDER BY runs.sequence, rounds.number"
 )
 _MODELS = "SELECT version, digest, run, round, release, signature FROM models ORDER BY version"
+
+
+def _plan_of(state: RoundState, plans: Iterable[tuple[str, int, Plan]]) -> Plan:
+    """What a round followed: the newest plan of its run that holds for it."""
+    return [p for run, since, p in plans if run == state.run and since <= state.number][-1]
 
 
 def _model(row: tuple[Any, ...]) -> ModelRow:

@@ -15,6 +15,7 @@ from coordinator.rounds.journal import Journal
 from coordinator.rounds.machine import (
     Accepted,
     Aggregated,
+    Declined,
     Event,
     Phase,
     RoundState,
@@ -91,6 +92,8 @@ def note_event(audit: Chronicle, before: RoundState, event: Event, after: RoundS
             audit.append("update.lost", **place, silo=silo)
     elif isinstance(event, UpdateRejected):
         audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
+    elif isinstance(event, Declined):
+        audit.append("round.declined", **place, silo=event.silo, policy_key=event.policy_key)
     elif isinstance(event, Aggregated):
         for silo in after.flags:
             _note_flagged(audit, after, silo)

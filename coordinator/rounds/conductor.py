@@ -26,6 +26,7 @@ from coordinator.rounds.journal import (
 from coordinator.rounds.machine import (
     Abandoned,
     Aggregated,
+    Declined,
     Event,
     Phase,
     Published,
@@ -40,6 +41,7 @@ from coordinator.rounds.machine import (
 )
 from coordinator.rounds.orders import models_by_silo, rules_of
 from coordinator.rounds.phases import Phases, check_folders
+from coordinator.rounds.planned import Planned, Plans
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.quarantine import due, streaks_after
@@ -151,10 +153,9 @@ class Conductor:
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()
-        self._plan: Plan | None = None
+        self._plans = Plans(self._journal, self.run)
         if self.run is None:
             return
-        self._plan = parse_plan(self.run.plan_toml)
         self.round = self._journal.newest_round(self.run.name)
         if self.round is not None:
             published = self.round.phase is Phase.PUBLISHED
@@ -164,14 +165,26 @@ class Conductor:
 
     @property
     def plan(self) -> Plan:
-        """The current run's plan.
+        """What the round under way follows, or else the next one.
 
         Raises:
             RunError: there never was a run.
         """
-        if self._plan is None:
-            raise RunError("There is no run", next_step="Start one: coordinator run start PLAN.")
-        return self._plan
+        under_way = self.round is not None and not self.round.ended
+        return self._plans.of_round(self._next_number - under_way)
+
+    @property
+    def newest_plan(self) -> Planned:
+        """The current run's plan as it was changed last.
+
+        Raises:
+            RunError: there never was a run.
+        """
+        return self._plans.newest
+
+    @property
+    def _next_number(self) -> int:
+        return 1 if self.round is None else self.round.number + 1
 
     async def start_run(self, plan_toml: str) -> RunRow:
         """Start a run: make and publish its start weights.
@@ -214,12 +227,42 @@ class Conductor:
         Raises:
             RunError: it is not under way.
         """
-        if self.run is None or self.run.state not in (RUNNING, PAUSED):
-            raise RunError("No run is under way", next_step="Start one: coordinator run start.")
+        self._run_under_way()
         await self._set_run_state(state, reason)  # first, or another round would be opened
         if state == STOPPED:
             await self.apply(Abandoned(reason=reason))
         assert self.run is not None
+        return self.run
+
+    async def change_run(self, plan_toml: str, admin: str) -> tuple[int, tuple[str, ...]]:
+        """Give the current run another plan, which its next round begins to follow.
+
+        Returns:
+            That round's number, and what is different, a line for each key.
+
+        Raises:
+            PlanRefused: the plan is wrong, or changes what a run keeps.
+            RunError: no run is under way, or a folder of the plan is missing.
+        """
+        check_folders(parse_plan(plan_toml))
+        async with self._turn:
+            run = self._run_under_way()
+            planned = Planned.of(self._next_number, plan_toml)
+            changes = await off_loop(
+                self._plans.change,
+                run.name,
+                planned,
+                published=self.rounds_published,
+                admin=admin,
+                audit=self._chronicle,
+            )
+            self._notify()
+            await off_loop(self._chronicle.settle)
+            return planned.from_round, changes
+
+    def _run_under_way(self) -> RunRow:
+        if self.run is None or self.run.state not in (RUNNING, PAUSED):
+            raise RunError("No run is under way", next_step="Start one: coordinator run start.")
         return self.run
 
     async def apply(self, event: Event, *, seen: RoundState | None = None) -> None:
@@ -328,6 +371,17 @@ class Conductor:
         self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
         await self.apply(SiloGone(silo=silo))
 
+    async def decline(self, silo: SiloName, run: str, number: int, policy_key: str) -> None:
+        """A silo will not do its task of a round, and will be silent: nobody waits for it."""
+        self._presence.away(silo)
+        state = self.round
+        if state is None or (state.run, state.number) != (run, number):
+            return
+        await self.apply(Declined(silo=silo, policy_key=policy_key))
+        if state.phase is Phase.PUBLISHED:  # what it declines is to measure the run's last model
+            self._evaluated.add((number, silo))
+        self._notify()
+
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
     ) -> Task:
@@ -426,9 +480,10 @@ class Conductor:
     async def _go_on(self) -> bool:
         """Finish the run or open its next round; False if there is nothing to do yet."""
         assert self.run is not None
-        if self.rounds_published >= self.plan.rounds:
-            await self._set_run_state(FINISHED, "all models are published")
-            return True
+        async with self._turn:  # or a change of the plan could come in between
+            if self.rounds_published >= self.plan.rounds:
+                await self._set_run_state(FINISHED, "all models are published")
+                return True
         if self._failed_in_a_row >= FAILED_ROUNDS_IN_A_ROW:
             reason = self.round.reason if self.round is not None else ""
             await self._set_run_state(
@@ -463,12 +518,11 @@ class Conductor:
     async def _open(self, invited: tuple[SiloName, ...]) -> None:
         assert self.run is not None
         async with self._turn:
-            number = 1 if self.round is None else self.round.number + 1
             base = await off_loop(self._journal.newest_model)
             assert base is not None, "a run begins with a model"
             state = open_round(
                 run=self.run.name,
-                number=number,
+                number=self._next_number,
                 base_digest=base.digest,
                 base_map=await off_loop(self._measured_map, base),
                 before=self.round,
@@ -574,7 +628,7 @@ class Conductor:
         return task_for(
             silo,
             run=self.run,
-            plan=self._plan,
+            plan=None if self.run is None else self.plan,
             state=self.round,
             evaluated=self._evaluated,
             activity=self.activity,

@@ -71,6 +71,15 @@ _runs = sa.Table(
     sa.Column("started_at_s", sa.Float, nullable=False),
     _seal_column(),
 )
+_plan_changes = sa.Table(
+    "plan_changes",
+    _metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.String, nullable=False),
+    sa.Column("from_round", sa.Integer, nullable=False),
+    sa.Column("plan_toml", sa.Text, nullable=False),
+    _seal_column(),
+)
 _rounds = sa.Table(
     "rounds",
     _metadata,
@@ -160,6 +169,15 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     started_at_s: float
 
 
+class PlanChangeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Another plan of a run that is under way."""
+
+    run: str
+    from_round: int
+    """The first round that follows it."""
+    plan_toml: str
+
+
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     """A published model."""
 
@@ -247,7 +265,7 @@ class Journal:
         Raises:
             StorageError: one of them is damaged.
         """
-        for table in (_tokens, _evaluations):
+        for table in (_tokens, _evaluations, _plan_changes):
             self._rows(table, sa.select(table))
         self.silos()
         self.models()
@@ -321,6 +339,18 @@ class Journal:
         values = _sealed(_runs, {**row, "state": state, "reason": reason})
         with self._commit() as connection:
             connection.execute(sa.update(_runs).where(named).values(**values))
+
+    def add_plan_change(self, change: PlanChangeRow) -> None:
+        """Change the plan of a run from one of its rounds on."""
+        with self._commit() as connection:
+            connection.execute(_inserted(_plan_changes, change))
+
+    def plan_changes(self, run: str) -> list[PlanChangeRow]:
+        """Every change of a run's plan, in the order in which they were made."""
+        columns = _plan_changes.c
+        query = sa.select(_plan_changes).where(columns.run == run).order_by(columns.sequence)
+        rows = self._rows(_plan_changes, query)
+        return [PlanChangeRow(**{k: v for k, v in row.items() if k != "sequence"}) for row in rows]
 
     def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
         """Store a round as it stands, with the models it published, if it just did."""

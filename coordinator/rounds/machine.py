@@ -15,12 +15,15 @@ disk or a network, so any schedule of events can be replayed.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
 from coordinator.learning.jobs import Flag
 from coordinator.rounds.quarantine import streaks_after
 from fedreid.contract import UpdateReport
+
+ValueT = TypeVar("ValueT")
 
 
 class Phase(StrEnum):
@@ -92,6 +95,8 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     """Sorted by silo."""
     refused: dict[str, str] = {}
     """Silos whose update was refused for its content, with the reason."""
+    declined: dict[str, str] = {}
+    """Silos that will not send an update, with the key of their policy that forbids it."""
     phase_seconds: dict[str, float] = {}
     weights: dict[str, float] = {}
     update_norms: dict[str, float] = {}
@@ -163,6 +168,14 @@ class UpdateRejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Declined:
+    """A silo will not send an update in this round; it is not waited for any longer."""
+
+    silo: str
+    policy_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiloGone:
     """A silo was revoked or left; its update, if any, does not count any more."""
 
@@ -223,6 +236,7 @@ Event = (
     UpdateAccepted
     | UpdatesLost
     | UpdateRejected
+    | Declined
     | SiloGone
     | TimePassed
     | Aggregated
@@ -321,17 +335,25 @@ def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> Rou
     in_time = now_s < state.deadline_s
     if isinstance(event, UpdateAccepted) and in_time and state.wants(event.update.silo):
         updates = sorted((*state.updates, event.update), key=lambda update: update.silo)
-        refused = {s: why for s, why in state.refused.items() if s != event.update.silo}
-        state = msgspec.structs.replace(state, updates=tuple(updates), refused=refused)
+        state = msgspec.structs.replace(
+            state,
+            updates=tuple(updates),
+            refused=_without_key(state.refused, event.update.silo),
+            declined=_without_key(state.declined, event.update.silo),
+        )
     elif isinstance(event, UpdateRejected) and state.wants(event.silo):
         state = msgspec.structs.replace(state, refused={**state.refused, event.silo: event.reason})
+    elif isinstance(event, Declined) and state.wants(event.silo):
+        declined = {**state.declined, event.silo: event.policy_key}
+        state = msgspec.structs.replace(state, declined=declined)
     elif isinstance(event, SiloGone):
         state = msgspec.structs.replace(
             state,
             invited=tuple(silo for silo in state.invited if silo != event.silo),
             updates=tuple(update for update in state.updates if update.silo != event.silo),
         )
-    waiting = set(state.invited) - {u.silo for u in state.updates} - set(state.refused)
+    done = {u.silo for u in state.updates} | state.refused.keys() | state.declined.keys()
+    waiting = set(state.invited) - done
     if waiting and in_time:
         return state
     return _close_intake(state, rules, now_s)
@@ -352,8 +374,11 @@ def _close_intake(state: RoundState, rules: Rules, now_s: float) -> RoundState:
 
 def _forgotten(state: RoundState, silo: str) -> RoundState:
     """The round without a silo's past: let in again it begins anew."""
-    streaks = {name: count for name, count in state.streaks.items() if name != silo}
-    return msgspec.structs.replace(state, streaks=streaks)
+    return msgspec.structs.replace(state, streaks=_without_key(state.streaks, silo))
+
+
+def _without_key(of: dict[str, ValueT], silo: str) -> dict[str, ValueT]:
+    return {name: value for name, value in of.items() if name != silo}
 
 
 def _take_back(

@@ -11,6 +11,7 @@ from coordinator.rounds.machine import (
     ENDED,
     Abandoned,
     Aggregated,
+    Declined,
     Distilled,
     Evaluated,
     Event,
@@ -317,6 +318,7 @@ EVENTS: list[Event] = [
     update("a"),
     update("zzz"),
     UpdateRejected(silo="a", reason="norm"),
+    Declined(silo="a", policy_key="tensors"),
     SiloGone(silo="a"),
     TimePassed(),
     TimePassed(problem="late"),
@@ -367,6 +369,7 @@ silos = some.sampled_from([*SILOS, "stranger"])
 events = some.one_of(
     some.builds(update, silos, digest=some.sampled_from(["d" * 64, "e" * 64])),
     some.builds(UpdateRejected, silo=silos, reason=some.just("norm")),
+    some.builds(Declined, silo=silos, policy_key=some.just("tensors")),
     some.builds(SiloGone, silo=silos),
     some.builds(UpdatesLost, silos=some.tuples(silos)),
     some.just(TimePassed()),
@@ -491,3 +494,36 @@ def test_an_update_that_is_lost_after_the_deadline_does_not_count_any_more() -> 
 def test_a_lost_update_that_no_longer_counts_changes_nothing() -> None:
     state, by = in_phase(Phase.DISTILLING)
     assert advance(state, UpdatesLost(silos=("z",)), by, BEGAN_S + 1) == state
+
+
+# Silos that decline
+
+
+def test_a_round_does_not_wait_for_a_silo_that_has_declined_it() -> None:
+    by = rules()
+    state = after(opened("a", "b", "c"), update("a"), update("b"), by=by)
+    assert state.phase is Phase.COLLECTING
+    closed = advance(state, Declined(silo="c", policy_key="rounds_per_day"), by, BEGAN_S + 1)
+    assert closed.phase is Phase.AGGREGATING
+    assert closed.declined == {"c": "rounds_per_day"} and closed.invited == ("a", "b", "c")
+
+
+def test_a_round_that_too_many_decline_is_skipped_at_once() -> None:
+    by = rules(min_silos=2)
+    declined = [Declined(silo=silo, policy_key="backbones") for silo in ("b", "c")]
+    state = after(opened("a", "b", "c"), *declined, by=by)
+    assert state.phase is Phase.COLLECTING  # a may still come
+    assert advance(state, update("a"), by, BEGAN_S).phase is Phase.SKIPPED
+
+
+def test_who_has_declined_may_still_think_better_of_it_until_the_round_closes() -> None:
+    by = rules()
+    state = after(opened("a", "b"), Declined(silo="a", policy_key="tensors"), update("a"), by=by)
+    assert state.declined == {} and state.accepted("a") is not None
+
+
+@pytest.mark.parametrize("silo", ["b", "stranger"])
+def test_who_has_delivered_or_was_not_invited_declines_nothing(silo: str) -> None:
+    by = rules()
+    state = after(opened("a", "b", "c"), update("b"), by=by)
+    assert advance(state, Declined(silo=silo, policy_key="tensors"), by, BEGAN_S) == state
