@@ -473,8 +473,8 @@ def departures(lines: list[AuditLine]) -> list[Gone]:
 def _round(state: RoundState, plan: Plan, lines: list[AuditLine], gone: list[Gone]) -> Round:
     """A round with its phases; the journal keeps how long each was, not when.
 
-    A silo that goes while its update is being aggregated, and an update that the disk has lost,
-    begin that phase again.
+    A silo that goes while its update is being aggregated, and what the disk has lost, begin that
+    phase again.
     """
     opened = next(
         (
@@ -485,7 +485,7 @@ def _round(state: RoundState, plan: Plan, lines: list[AuditLine], gone: list[Gon
         state.phase_since_s - sum(state.phase_seconds.values()),
     )
     again = sum(each.decided_s >= opened for each in gone) + 1
-    again += sum(line.at_s >= opened for line in _of(lines, "update.lost"))
+    again += sum(line.at_s >= opened for line in _of(lines, "update.lost", "round.made_again"))
     spans, at_s = [], opened
     for phase in (*_WORKED_ORDER, Phase.PUBLISHING):
         allowed_s = plan.quorum.deadline_s

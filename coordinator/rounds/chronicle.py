@@ -18,6 +18,7 @@ from coordinator.rounds.machine import (
     Declined,
     Event,
     Phase,
+    ResultsLost,
     RoundState,
     UpdateAccepted,
     UpdateRejected,
@@ -90,6 +91,8 @@ def note_event(audit: Chronicle, before: RoundState, event: Event, after: RoundS
     elif isinstance(event, UpdatesLost):
         for silo in event.silos:
             audit.append("update.lost", **place, silo=silo)
+    elif isinstance(event, ResultsLost):
+        audit.append("round.made_again", **place)
     elif isinstance(event, UpdateRejected):
         audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
     elif isinstance(event, Declined):

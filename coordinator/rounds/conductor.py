@@ -6,7 +6,7 @@ coordinator finds itself in the same phase of the same round and does it again.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from coordinator import metrics
@@ -35,7 +35,6 @@ from coordinator.rounds.machine import (
     SiloGone,
     TimePassed,
     UpdateAccepted,
-    UpdatesLost,
     advance,
     open_round,
 )
@@ -56,6 +55,7 @@ from fedreid.errors import (
     JobFailed,
     Refusal,
     RunError,
+    StorageError,
     UpdateRefused,
     storage_errors,
 )
@@ -369,6 +369,8 @@ class Conductor:
         with faults.step("silo.gone.commit"):
             await off_loop(self._registry.set_state, silo, state, reason)
         self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
+        with suppress(StorageError):  # owed, then: on a full disk, too, it is out of the round
+            await off_loop(self._chronicle.settle)
         await self.apply(SiloGone(silo=silo))
 
     async def decline(self, silo: SiloName, run: str, number: int, policy_key: str) -> None:
@@ -551,12 +553,11 @@ class Conductor:
         left_s = state.deadline_s - self._clock.now_s()
         try:
             async with asyncio.timeout(max(left_s, 0.0)):
-                if state.phase is Phase.PUBLISHING:
+                event = await self._phases.damage(state)
+                if event is None and state.phase is Phase.PUBLISHING:
                     await self._publish(state)
                     return
-                lost = await self._phases.lost_updates(state)
-                event: Event = UpdatesLost(silos=lost)
-                if not lost:
+                if event is None:
                     event = await self._phases.perform(state, self.plan, self._rules(state))
         except TimeoutError:
             await self.apply(TimePassed(), seen=state)

@@ -6,7 +6,8 @@
         │              └──────────────┴─────────────┴─────────────┴──────▶ failed
         └─▶ skipped                  (a phase that the plan leaves out is passed over)
 
-An update that the disk has lost takes the round back to collecting, while its time lasts.
+An update that the disk has lost takes the round back to collecting, while its time lasts; a model
+of the round that it has lost, back to aggregating.
 
 Every phase has a deadline, so every round ends. What a phase asks to be done is named by the
 phase itself; the conductor does it and comes back with an event. Nothing here reads a clock, a
@@ -22,6 +23,7 @@ import msgspec
 from coordinator.learning.jobs import Flag
 from coordinator.rounds.quarantine import streaks_after
 from fedreid.contract import UpdateReport
+from fedreid.limits import JOB_ATTEMPTS
 
 ValueT = TypeVar("ValueT")
 
@@ -107,6 +109,10 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     """Suspect updates in a row that a silo had sent when the round began."""
     clusters: tuple[tuple[str, ...], ...] = ()
     """The silos that get a model in common; empty without clustering."""
+    results: dict[str, str] = {}
+    """Digests of the models that the round has made so far, by their files' names."""
+    made_again: int = 0
+    """How often these were damaged before they were published."""
     update_norm: float = 0.0
     loss_before: float | None = None
     loss_after: float | None = None
@@ -160,6 +166,11 @@ class UpdatesLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultsLost:
+    """The disk has lost or damaged what the round has made of the updates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRejected:
     """An update was refused for its content; its silo is not waited for any longer."""
 
@@ -199,6 +210,7 @@ class Aggregated:
     update_norms: dict[str, float] = field(default_factory=dict)
     flags: dict[str, tuple[Flag, ...]] = field(default_factory=dict)
     clusters: tuple[tuple[str, ...], ...] = ()
+    results: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +219,7 @@ class Distilled:
 
     loss_before: float | None
     loss_after: float | None
+    results: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +248,7 @@ class Abandoned:
 Event = (
     UpdateAccepted
     | UpdatesLost
+    | ResultsLost
     | UpdateRejected
     | Declined
     | SiloGone
@@ -318,6 +332,8 @@ def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> Roun
         return _collect(state, event, rules, now_s)
     if isinstance(event, SiloGone | UpdatesLost):
         return _take_back(state, event, rules, now_s)
+    if isinstance(event, ResultsLost):
+        return _make_again(state, rules, now_s)
     if isinstance(event, TimePassed):
         if now_s < state.deadline_s:
             return state
@@ -402,10 +418,22 @@ def _take_back(
     return _end(state, Phase.FAILED, f"no quorum without {', '.join(silos)}, {why}", now_s)
 
 
+def _make_again(state: RoundState, rules: Rules, now_s: float) -> RoundState:
+    """Aggregate the same updates again, which gives the same model; but not for ever."""
+    if not state.results:
+        return state
+    times = state.made_again + 1
+    state = msgspec.structs.replace(_not_counting(state, ()), made_again=times)
+    if times >= JOB_ATTEMPTS:
+        reason = f"its model was damaged on the coordinator's disk {times} times"
+        return _end(state, Phase.FAILED, reason, now_s)
+    return _enter(state, Phase.AGGREGATING, rules, now_s)
+
+
 def _not_counting(state: RoundState, silos: tuple[str, ...]) -> RoundState:
     left = tuple(update for update in state.updates if update.silo not in silos)
     return msgspec.structs.replace(
-        state, updates=left, weights={}, update_norms={}, flags={}, clusters=()
+        state, updates=left, weights={}, update_norms={}, flags={}, clusters=(), results={}
     )
 
 
@@ -423,11 +451,15 @@ def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -
                 update_norms=event.update_norms,
                 flags=event.flags,
                 clusters=event.clusters,
+                results=event.results,
             )
             return _enter(done, _after_aggregation(rules), rules, now_s)
         case Phase.DISTILLING, Distilled():
             done = msgspec.structs.replace(
-                state, loss_before=event.loss_before, loss_after=event.loss_after
+                state,
+                loss_before=event.loss_before,
+                loss_after=event.loss_after,
+                results={**state.results, **event.results},
             )
             following = Phase.EVALUATING if rules.evaluates else Phase.PUBLISHING
             return _enter(done, following, rules, now_s)

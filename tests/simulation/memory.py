@@ -10,7 +10,14 @@ from typing import Any
 
 import msgspec
 
-from coordinator.rounds.journal import EvaluationRow, Journal, ModelRow, RunRow, SiloRow
+from coordinator.rounds.journal import (
+    EvaluationRow,
+    Journal,
+    ModelRow,
+    PlanChangeRow,
+    RunRow,
+    SiloRow,
+)
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
 from tests.simulation.loop import VirtualLoop
@@ -45,6 +52,7 @@ class MemoryJournal(Journal):
         self._rounds: dict[tuple[str, int], bytes] = {}
         self._models: list[ModelRow] = []
         self._evaluations: dict[tuple[str, int, str, str], EvaluationRow] = {}
+        self._marks = {}
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -81,6 +89,10 @@ class MemoryJournal(Journal):
         self._runs[name] = msgspec.structs.replace(self._runs[name], state=state, reason=reason)
         self._step("after commit run")
 
+    def plan_changes(self, run: str) -> list[PlanChangeRow]:
+        """None: no schedule changes a plan."""
+        return []
+
     def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
         """Store a round as it stands, with the models it published."""
         self._step(f"before commit round {state.number} {state.phase}")
@@ -90,6 +102,12 @@ class MemoryJournal(Journal):
         self._models.extend(models)
         self._saw(state)
         self._step(f"after commit round {state.number} {state.phase}")
+
+    def add_models(self, models: Sequence[ModelRow]) -> None:
+        """Store further releases of models."""
+        self._step("before commit models")
+        self._models.extend(models)
+        self._step("after commit models")
 
     def newest_round(self, run: str) -> RoundState | None:
         """The run's last round."""

@@ -1,6 +1,7 @@
 """Does every schedule of events end a round as the design says?"""
 
 import itertools
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from coordinator.rounds.machine import (
     Event,
     Phase,
     Published,
+    ResultsLost,
     RoundState,
     Rules,
     SiloGone,
@@ -372,6 +374,7 @@ events = some.one_of(
     some.builds(Declined, silo=silos, policy_key=some.just("tensors")),
     some.builds(SiloGone, silo=silos),
     some.builds(UpdatesLost, silos=some.tuples(silos)),
+    some.just(ResultsLost()),
     some.just(TimePassed()),
     some.just(AGGREGATED),
     some.just(DISTILLED),
@@ -494,6 +497,37 @@ def test_an_update_that_is_lost_after_the_deadline_does_not_count_any_more() -> 
 def test_a_lost_update_that_no_longer_counts_changes_nothing() -> None:
     state, by = in_phase(Phase.DISTILLING)
     assert advance(state, UpdatesLost(silos=("z",)), by, BEGAN_S + 1) == state
+
+
+@pytest.mark.parametrize("phase", [Phase.DISTILLING, Phase.EVALUATING, Phase.PUBLISHING])
+def test_a_lost_model_of_the_round_is_made_again_and_then_nothing_has_changed(phase: Phase) -> None:
+    by = rules(distils=True, evaluates=True)
+    made = replace(AGGREGATED, results={"aggregate": "a" * 64})
+    distilled = replace(DISTILLED, results={"distilled": "d" * 64})
+    steps = {**COMPLETING, Phase.AGGREGATING: made, Phase.DISTILLING: distilled}
+
+    def until(state: RoundState, wanted: Phase) -> RoundState:
+        while state.phase is not wanted:
+            state = advance(state, steps[state.phase], by, BEGAN_S)
+        return state
+
+    state = until(after(opened("a", "b", by=by), update("a"), update("b"), by=by), phase)
+    lost = advance(state, ResultsLost(), by, BEGAN_S)
+    assert lost.phase is Phase.AGGREGATING and lost.results == {} and lost.weights == {}
+    assert lost.updates == state.updates
+    again = until(lost, phase)
+    same = msgspec.structs.replace(state, made_again=1, phase_seconds=again.phase_seconds)
+    assert again == same
+
+
+def test_a_model_that_is_lost_again_and_again_ends_the_round() -> None:
+    by = rules()
+    state = after(opened("a", "b", by=by), update("a"), update("b"), by=by)
+    made = replace(AGGREGATED, results={"aggregate": "a" * 64})
+    while not state.ended:
+        state = after(state, made, ResultsLost(), by=by)
+    assert state.phase is Phase.FAILED
+    assert "damaged on the coordinator's disk 3 times" in state.reason
 
 
 # Silos that decline
