@@ -175,6 +175,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         run = await self._conductor.control(state, f"{state} by {calling_admin()}")
         return admin_pb2.ControlRunResponse(state=run.state)
 
+    async def ChangeRun(  # noqa: N802
+        self, request: admin_pb2.ChangeRunRequest, context: Any
+    ) -> admin_pb2.ChangeRunResponse:
+        """Change the run's plan."""
+        from_round, changes = await self._conductor.change_run(request.plan_toml, calling_admin())
+        return admin_pb2.ChangeRunResponse(from_round=from_round, changes=changes)
+
     async def GetRun(  # noqa: N802
         self, request: admin_pb2.GetRunRequest, context: Any
     ) -> admin_pb2.GetRunResponse:
@@ -187,10 +194,10 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             run=run.name,
             state=run.state,
             reason=run.reason or self._conductor.activity,
-            rounds_planned=self._conductor.plan.rounds,
+            rounds_planned=self._conductor.newest_plan.plan.rounds,
             rounds_published=self._conductor.rounds_published,
             round=_summary(state) if state is not None else None,
-            plan_toml=run.plan_toml,
+            plan_toml=self._conductor.newest_plan.toml,
             model_digest=await off_loop(self._models.newest_digest),
             awaited_evaluations=self._conductor.awaited_evaluations(),
         )
@@ -279,4 +286,5 @@ def _summary(state: RoundState) -> admin_pb2.RoundSummary:
         update_norm=state.update_norm,
         gate_map=state.gate_map,
         gate_best_map=state.gate_best_map if state.gate_map is not None else None,
+        declined=state.declined,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from coordinator import membership
+from coordinator import membership, upkeep
 from coordinator.options import Address, Data, Json
 from fedreid import launch
 from fedreid.console import instant, out, print_json, print_table, run_program, say
@@ -28,6 +28,9 @@ round_app = typer.Typer(no_args_is_help=True, help="Rounds of a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Published models.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 audit_app = typer.Typer(no_args_is_help=True, help="What has happened, hash-chained.")
+app.command()(upkeep.doctor)
+app.command()(upkeep.backup)
+app.command()(upkeep.restore)
 silo_app.command("approve")(membership.approve)
 silo_app.command("suspend")(membership.suspend)
 silo_app.command("resume")(membership.resume)
@@ -278,6 +281,30 @@ def run_resume(data: Data, coordinator: Address = None) -> None:
 def run_stop(data: Data, coordinator: Address = None) -> None:
     """End the run; its last published model stays."""
     _control(data, coordinator, "stop")
+
+
+@run_app_.command("change")
+def run_change(
+    plan: Annotated[Path, typer.Argument(help="The whole plan as it shall be, TOML.")],
+    data: Data,
+    coordinator: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Change rounds, deadlines, quorum or how silos train, from the run's next round on."""
+    from coordinator.client import admin_of
+    from fedreid.plan import load_plan
+    from fedreid.v1 import admin_pb2
+
+    load_plan(plan)
+    request = admin_pb2.ChangeRunRequest(plan_toml=plan.read_text("utf-8"))
+    with admin_of(data, coordinator) as admin:
+        changed = admin.ChangeRun(request)
+    if as_json:
+        print_json(_message(changed))
+        return
+    for line in changed.changes:
+        say(line)
+    say(f"the run follows this plan from round {changed.from_round} on")
 
 
 @round_app.command("list")

@@ -5,19 +5,32 @@ from typing import Annotated
 
 import msgspec
 import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta
 
 from coordinator.folders import Folders
 from coordinator.trust.authorities import Authorities
 from coordinator.trust.own import keep_own_identities
 from fedreid.clock import Clock
-from fedreid.errors import ConfigRefused, PlanRefused
+from fedreid.errors import (
+    ConfigRefused,
+    IdentityBroken,
+    PlanRefused,
+    TrustError,
+    storage_errors,
+)
 from fedreid.files import make_folder, write_bytes
 from fedreid.limits import LEAF_LIFE_MAX_S, LEAF_LIFE_MIN_S, LEAF_LIFE_S
 from fedreid.names import FederationName
 from fedreid.pki.certificates import Authority, create_authority
 from fedreid.pki.files import IdentityFiles
-from fedreid.pki.signing import new_signing_key_pem, public_pem, signing_key
+from fedreid.pki.signing import (
+    new_signing_key_pem,
+    public_bytes,
+    public_from_pem,
+    public_pem,
+    signing_key,
+)
 from fedreid.plan import Section, parse_toml
 
 HostPort = Annotated[str, Meta(pattern=r"^.+:\d+$")]
@@ -126,3 +139,26 @@ def load_authority(folders: Folders) -> Authority:
         IdentityMissing: its files can't be read.
     """
     return Authorities(folders.authority).issuing
+
+
+def load_model_key(folders: Folders) -> Ed25519PrivateKey:
+    """The key that signs models.
+
+    Raises:
+        StorageError: a file of it can't be read.
+        IdentityBroken: it is damaged: any 32 bytes are a key, so its public half must fit.
+    """
+    with storage_errors("read", folders.model_key):
+        pem, public = folders.model_key.read_bytes(), folders.model_public_key.read_bytes()
+    try:
+        key = signing_key(pem)
+        why = "" if public_from_pem(public) == public_bytes(key) else "they do not fit together"
+    except TrustError as error:
+        why = str(error)
+    if why:
+        raise IdentityBroken(
+            f"The key that signs models, {folders.model_key} and .pub, is damaged",
+            why=why,
+            next_step="Put both files back from a backup: silos trust this key and no other.",
+        )
+    return key

@@ -75,10 +75,15 @@ class Folders:
         """The spool and work folders of every round that left one."""
         return [*self.root.glob("spool/*-*"), *self.root.glob("work/*-*")]
 
+    def of_round(self, run: str, number: int) -> tuple[Path, Path]:
+        """Spool and work folder of one round, whether or not they are there."""
+        name = f"{run}-{number:06d}"
+        return self.root / "spool" / name, self.root / "work" / name
+
     def spool(self, run: str, number: int) -> Path:
         """Updates of one round."""
-        return make_folder(self.root / "spool" / f"{run}-{number:06d}", mode=0o700)
+        return make_folder(self.of_round(run, number)[0], mode=0o700)
 
     def work(self, run: str, number: int) -> Path:
         """Intermediate models of one round."""
-        return make_folder(self.root / "work" / f"{run}-{number:06d}", mode=0o700)
+        return make_folder(self.of_round(run, number)[1], mode=0o700)

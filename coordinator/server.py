@@ -14,12 +14,13 @@ from msgspec.structs import replace
 
 import fedreid
 from coordinator.admin import AdminServicer
-from coordinator.config import Config, load_config
+from coordinator.config import Config, load_config, load_model_key
+from coordinator.disk import look_back, watch_disk
 from coordinator.folders import Folders
-from coordinator.health import Health
+from coordinator.rounds.chronicle import audit_of, commits_seen
 from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.intake import Intake
-from coordinator.rounds.journal import Journal
+from coordinator.rounds.journal import Journal, check_not_set_back
 from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
@@ -34,14 +35,14 @@ from coordinator.trust.port import port_options, room_for_connections
 from coordinator.trust.registry import Registry
 from coordinator.trust.rollover import RollOver
 from coordinator.trust.tls import server_credentials
-from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
 from fedreid.errors import ConfigRefused, StorageError
 from fedreid.files import held_alone, write_bytes
+from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import DENIALS_S
 from fedreid.names import FederationName
-from fedreid.pki.signing import public_bytes, signing_key
+from fedreid.pki.signing import public_bytes
 from fedreid.v1 import admin_pb2_grpc, enrolment_pb2_grpc, federation_pb2_grpc
 from fedreid.work import off_loop
 
@@ -55,10 +56,11 @@ class Coordinator:
     def __init__(self, folders: Folders, config: Config) -> None:
         clock = SystemClock()
         federation = FederationName(config.federation)
-        self._audit = AuditLog(folders.audit, clock)
+        self._journal = Journal(folders.journal)
+        check_not_set_back(self._journal, commits_seen(folders))
+        self._audit = audit_of(folders, self._journal, clock)
         authorities = Authorities(folders.authority)
         self._keeper = Keeper(folders, config, authorities, self._audit, clock)
-        self._journal = Journal(folders.journal)
         self._worker = Worker(_WORKER)
         self.registry = Registry(
             self._journal,
@@ -68,7 +70,7 @@ class Coordinator:
             external=config.pki.outside,
         )
         presence = Presence(clock)
-        key = signing_key(folders.model_key.read_bytes())
+        key = load_model_key(folders)
         models = Models(folders.models, self._journal, federation, key)
         self._denials = Denials()
         self._access = Access(self.registry, self._denials)
@@ -118,7 +120,7 @@ class Coordinator:
             rollover=rollover,
             clock=clock,
         )
-        self._endpoint = folders.endpoint
+        self._folders = folders
         self._admin = AdminServicer(
             conductor=self._conductor,
             journal=self._journal,
@@ -148,20 +150,21 @@ class Coordinator:
         health_pb2_grpc.add_HealthServicer_to_server(grpc_health, server)
         credentials = server_credentials(self._keeper.identity, self._keeper.changed)
         port = _bind(server, config.listen, credentials)
-        health = Health(*_host_port(config.metrics))
+        serving = asyncio.Event()
+        health = Health(config.metrics, ready=serving.is_set)
         health.start()
         self._audit.append("coordinator.started", version=fedreid.__version__)
         try:
             await server.start()
-            health.ready = True
+            serving.set()
             await grpc_health.set("", health_pb2.HealthCheckResponse.SERVING)
             host, _ = _host_port(config.listen)
-            write_bytes(self._endpoint, f"{_reachable(host)}:{port}\n".encode())
+            write_bytes(self._folders.endpoint, f"{_reachable(host)}:{port}\n".encode())
             say(f"serving the federation {config.federation} on {host}:{port}")
             say(f"health and metrics on port {health.port}")
-            await self._run(stop, server, say)
+            await self._run(stop, server, health, say)
         finally:
-            health.ready = False
+            serving.clear()
             await server.stop(_STOP_GRACE_S)
             await self._worker.close()
             health.close()
@@ -175,20 +178,28 @@ class Coordinator:
         self._keeper.forget_sessions()
 
     async def _run(
-        self, stop: asyncio.Event, server: grpc.aio.Server, say: Callable[[str], None]
+        self,
+        stop: asyncio.Event,
+        server: grpc.aio.Server,
+        health: Health,
+        say: Callable[[str], None],
     ) -> None:
         """Move rounds on until told to stop; an unforeseen error ends the service."""
         rounds = asyncio.create_task(self._conductor.serve())
         denials = asyncio.create_task(self._write_denials())
         keeping = asyncio.create_task(self._keeper.serve(say))
+        disk = asyncio.create_task(
+            watch_disk(self._folders.root, say=say, tell=health.tell_problem)
+        )
+        looking = asyncio.create_task(look_back(self._folders.audit, say=say))
         stopped = asyncio.create_task(stop.wait())
         # Shielded, because gRPC's own stop waits for what this waits for.
         port = asyncio.shield(asyncio.create_task(server.wait_for_termination()))
-        tasks: tuple[asyncio.Future[Any], ...] = (rounds, denials, keeping, stopped, port)
+        tasks: tuple[asyncio.Future[Any], ...] = (rounds, denials, keeping, disk, stopped, port)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
+        for task in (*tasks, looking):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, looking, return_exceptions=True)
         for task in done:
             task.result()
 

@@ -34,7 +34,12 @@ from fedreid.v1 import (
     tensors_pb2,
 )
 from fedreid.wire.manifest import Manifest, encoding_from_wire
-from fedreid.wire.messages import evaluation_from_wire, report_from_wire, task_to_wire
+from fedreid.wire.messages import (
+    evaluation_from_wire,
+    policy_key_from_wire,
+    report_from_wire,
+    task_to_wire,
+)
 from fedreid.work import off_loop
 
 _PHASES = frozenset({"fetching", "training", "evaluating", "uploading", "waiting"})
@@ -127,6 +132,8 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
             await off_loop(self._rollover.acknowledge, silo, digest)
         self._presence.working(silo, "waiting", 0.0)
         self._conductor.look_again()
+        if request.newest_version and is_digest(request.newest_digest):
+            await self._conductor.catch_up(silo, request.newest_version, request.newest_digest)
 
         def renewal() -> RenewTask | None:
             reason = self._rollover.renewal_reason(holder, digest)
@@ -161,7 +168,8 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if not is_digest(request.model_digest):
             raise RunError("A model is named by its digest")
         digest = Digest(request.model_digest)
-        release = await off_loop(self._models.signed_release, digest, encoding)
+        async with self._downloads:  # it reads the whole file: what is damaged is not sent
+            release = await off_loop(self._models.signed_release, digest, encoding)
         yield federation_pb2.FetchModelResponse(release=release)
         chunks = self._models.chunks(digest, encoding, request.offset)
         while True:
@@ -210,6 +218,15 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         results = [evaluation_from_wire(evaluation) for evaluation in request.evaluations]
         await self._conductor.save_evaluations(silo, request.run, request.round, results)
         return federation_pb2.ReportEvaluationResponse()
+
+    async def Decline(  # noqa: N802
+        self, request: federation_pb2.DeclineRequest, context: Any
+    ) -> federation_pb2.DeclineResponse:
+        """Wait no longer for a silo that will not do its task."""
+        await self._conductor.decline(
+            calling_silo(), request.run, request.round, policy_key_from_wire(request.policy_key)
+        )
+        return federation_pb2.DeclineResponse()
 
     async def Leave(  # noqa: N802
         self, request: federation_pb2.LeaveRequest, context: Any

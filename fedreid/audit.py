@@ -14,7 +14,7 @@ notes the head (``audit verify`` prints it) somewhere else from time to time.
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from typing import IO, Any
 import blake3
 import msgspec
 
+from fedreid import faults
 from fedreid.clock import Clock
 from fedreid.errors import AuditBroken, storage_errors
 from fedreid.files import make_folder, sync_folder
@@ -70,10 +71,19 @@ class AuditLog:
     at its end first.
     """
 
-    def __init__(self, folder: Path, clock: Clock, *, file_bytes: int = AUDIT_FILE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        *,
+        file_bytes: int = AUDIT_FILE_BYTES,
+        witnessed: Callable[[], dict[str, Field]] = dict,
+    ) -> None:
+        """The log in a folder; ``witnessed`` is asked for fields that every line bears besides."""
         self._folder = make_folder(folder, mode=0o700)
         self._clock = clock
         self._file_bytes = file_bytes
+        self._witnessed = witnessed
         self._one_at_a_time = threading.Lock()
 
     def append(self, event: str, **fields: Field) -> None:
@@ -83,7 +93,12 @@ class AuditLog:
             StorageError: the disk is full, read-only or fails.
             AuditBroken: what stands at the end of the file is no line of this log.
         """
-        with self._one_at_a_time, storage_errors("write", self._folder), self._locked():
+        with (
+            self._one_at_a_time,
+            storage_errors("write", self._folder),
+            self._locked(),
+            faults.step("audit.append"),
+        ):
             path, last, cut_off = self._end()
             if cut_off:
                 last = self._write(path, last, "audit.repaired", {"dropped_bytes": cut_off})
@@ -109,7 +124,7 @@ class AuditLog:
             number=1 if last is None else last.number + 1,
             at_s=round(self._clock.now_s(), 3),
             event=event,
-            fields=fields,
+            fields={**fields, **self._witnessed()},
             previous=GENESIS if last is None else last.hash,
         )
         body = msgspec.json.encode(line).removesuffix(b',"hash":""}')
@@ -159,6 +174,36 @@ def read_audit(folder: Path) -> Iterator[AuditLine]:
                 yield line
 
 
+def last_line(folder: Path) -> AuditLine | None:
+    """The newest whole line; None before the first.
+
+    Raises:
+        AuditBroken: it is no line of this log.
+        StorageError: its file can't be read.
+    """
+    with storage_errors("read", folder):
+        for path in reversed(audit_files(folder)[-2:]):  # the newest may have been begun only
+            line, _, _ = _tail(path)
+            if line is not None:
+                return line
+    return None
+
+
+def newest_first(folder: Path) -> Iterator[AuditLine]:
+    """Every whole line, newest first, as it stands: nothing of the chain is checked.
+
+    Raises:
+        AuditBroken: with the file whose line can't be read at all.
+        StorageError: a file can't be read.
+    """
+    for path in reversed(audit_files(folder)):
+        with storage_errors("read", path):
+            whole = path.read_bytes().splitlines(keepends=True)
+        for at in range(len(whole), 0, -1):
+            if whole[at - 1].endswith(b"\n"):
+                yield _decoded(path, at, whole[at - 1])
+
+
 def verify(folder: Path) -> AuditSummary:
     """Walk the whole chain; see :func:`read_audit` for errors."""
     lines, head = 0, GENESIS
@@ -176,6 +221,10 @@ def _checked(path: Path, at: int, raw: bytes) -> AuditLine:
     body, tail = raw[:-_TAIL_BYTES], raw[-_TAIL_BYTES:]
     if not tail.startswith(_HASH_KEY) or tail[len(_HASH_KEY) : -2].decode("latin1") != _hash(body):
         raise _broken(path, at, "its bytes are not those that its hash was made of")
+    return _decoded(path, at, raw)
+
+
+def _decoded(path: Path, at: int, raw: bytes) -> AuditLine:
     try:
         return msgspec.json.decode(raw, type=AuditLine)
     except msgspec.DecodeError as error:

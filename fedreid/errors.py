@@ -232,8 +232,16 @@ class PolicyRefused(FedreidError):
     exit_code = ExitCode.POLICY
 
     def __init__(
-        self, what: str, *, why: str = "", next_step: str = "", again_at_s: float | None = None
+        self,
+        what: str,
+        *,
+        key: str = "policy",
+        why: str = "",
+        next_step: str = "",
+        again_at_s: float | None = None,
     ) -> None:
+        self.key = key
+        """Of the policy, that decides: all that the coordinator is told of the refusal."""
         self.again_at_s = again_at_s
         """When asking again may help, seconds since the epoch; None: a person has to act."""
         super().__init__(what, why=why, next_step=next_step)
@@ -276,11 +284,14 @@ def grpc_status_name(error: FedreidError) -> str:
 
 
 _DISK_REASONS = {
-    errno.ENOSPC: ("the disk is full", "Free some space, then start again: nothing is lost."),
-    errno.EDQUOT: ("the disk quota is used up", "Raise the quota, then start again."),
-    errno.EROFS: ("the file system is read-only", "Remount it writable, then start again."),
+    errno.ENOSPC: ("the disk is full", "Free some space; nothing is lost."),
+    errno.EDQUOT: ("the disk quota is used up", "Raise the quota; nothing is lost."),
+    errno.EROFS: ("the file system is read-only", "Remount it writable; nothing is lost."),
     errno.EACCES: ("access is denied", "Correct the owner or mode of the folder."),
-    errno.EIO: ("the disk reported an I/O error", "Check the disk; restore from a backup."),
+    errno.EIO: (
+        "the disk reported an I/O error",
+        "Check the disk; on a new one restore the newest backup.",
+    ),
 }
 
 

@@ -6,6 +6,16 @@ MIB = 1024 * KIB
 CHUNK_BYTES = 1 * MIB
 """Payload of one chunk: below 512 KiB the stream slows, above 4 MiB nothing is gained."""
 
+FIRST_CHUNK_BYTES = 32 * KIB
+"""Of a stream: five fast ones later chunks are as large as they may be, which costs nothing."""
+
+LEAST_CHUNK_BYTES = 16 * KIB
+"""However slow the line is: 2 s at 64 kbit/s, and calls around a chunk cost little beside it."""
+
+SLOW_CHUNK_S = 4.0
+"""A chunk that takes longer is followed by one of half its size: at 64 kbit/s one of 1 MiB takes
+131 s, longer than MESSAGE_IDLE_S, and a break would lose all of it."""
+
 MESSAGE_BYTES = 4 * MIB
 """gRPC's own default message limit, never raised: nothing unary may grow with the model."""
 
@@ -82,6 +92,9 @@ AUTHORITY_LIFE_S = 10 * 365 * 86400.0
 SERVER_LIFE_S = 398 * 86400.0
 """Life of the coordinator's server certificate, the usual limit for servers."""
 
+CERTIFICATE_WARNING_S = 30 * 86400.0
+"""Before a certificate of the coordinator's ends, from when on the doctor says so."""
+
 CLOCK_SKEW_S = 300.0
 """How far a certificate's start is set back, for sites whose clocks run behind."""
 
@@ -131,6 +144,13 @@ STREAMS_PER_CONNECTION = 32
 SPOOL_KEPT_FREE_BYTES = 64 * MIB
 """Disk space that unfinished uploads never take: the journal and the audit log, which may lie on
 the same disk, must be able to grow while updates come in."""
+
+DISK_WATCH_S = 5.0
+"""How often the coordinator looks whether its disk still takes writes."""
+
+VERSIONS_AHEAD = 1_000_000
+"""How far ahead of the coordinator's newest model a silo's may be believed to be: a backup is not
+that old, and a silo must not use up the versions."""
 
 FAILED_ROUNDS_IN_A_ROW = 5
 """After so many rounds without a published model the run stops and says why."""
@@ -183,15 +203,25 @@ POLICY_RETRY_S = 600.0
 """Pause after a model that a silo's policy refuses. Longer than PRESENCE_S: the next round begins
 without the silo, so that nobody waits for it."""
 
-AGENT_DISK_BYTES = 1024 * MIB
+AGENT_DISK_BYTES = 2048 * MIB
 """Free space that an agent wants before it joins: two models, an update, its payload and the
-baseline are five files of 98 MB with ResNet-50; the rest is room for larger backbones."""
+baseline are five files of 98 MB with ResNet-50, and the checkpoints of both trainings with Adam
+six more; the rest is room for larger backbones."""
+
+CHECKPOINT_S = 60.0
+"""Pause between two checkpoints of a training: what a kill costs at most, beside a start."""
+
+CHECKPOINT_SHARE = 0.02
+"""Of the time that writing checkpoints may take: a slow disk makes them rarer."""
 
 DIAL_S = 10.0
 """How long ``join --dry-run`` waits for each step of a connection."""
 
 RELEASE_BYTES = 4 * MIB
 """A signed release on disk, which holds one manifest."""
+
+POLICY_KEY_CHARACTERS = 64
+"""Of the policy's key with which a silo declines a round; the longest there is has 22."""
 
 REFUSAL_CHARACTERS = 300
 """Of a refusal in the agent's audit log: part of it may be the coordinator's own words."""

@@ -108,6 +108,7 @@ class PrivacyBudget:
         if not epsilon <= self._policy.epsilon_budget < math.inf:
             raise PolicyRefused(
                 "The privacy budget does not last for another round",
+                key="privacy.epsilon_budget",
                 why=f"this update, the {sum(one.updates for one in spent)}th with noise, would "
                 f"bring epsilon to {epsilon:.4g}, and the policy allows "
                 f"{self._policy.epsilon_budget:g} at a delta of {self._policy.delta:g}",

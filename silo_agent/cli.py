@@ -35,12 +35,22 @@ app.command()(commands.search)
 Images = Annotated[Path, typer.Argument(help="Folder of images.")]
 
 
+Metrics = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads it
+    typer.Option(
+        "--metrics",
+        help="HOST:PORT of plain HTTP for probes and Prometheus, such as 127.0.0.1:9465; "
+        "default: none.",
+    ),
+]
+
+
 @app.command()
 def join(
     coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
     dataset: Annotated[Path, typer.Option(help="Folder of the silo's images.")],
     token_file: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it
+        Optional[Path],  # noqa: UP045
         typer.Option(
             help="File with the join token, mode 0600; '-' = standard input. Only "
             "needed the first time; the environment variable FEDREID_JOIN_TOKEN "
@@ -65,6 +75,7 @@ def join(
         Optional[Path],  # noqa: UP045
         typer.Option(help="With --identity: the coordinator's model-key.pub."),
     ] = None,
+    metrics: Metrics = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try every step but the last; the token stays unused.")
     ] = False,
@@ -88,9 +99,15 @@ def join(
         split=split,
         withdrawn_confirmed=confirm_withdrawn,
         identity=kept if identity is None else str(identity.resolve()),
+        metrics=metrics or "",
     )
     if before is not None:  # policy and processes stay as the operator has set them
-        config = replace(config, policy=before.policy, processes=before.processes)
+        config = replace(
+            config,
+            policy=before.policy,
+            processes=before.processes,
+            metrics=before.metrics if metrics is None else metrics,
+        )
     if dry_run:
         _try_to_join(folders, config, token_file, as_json=as_json)
     check_destination(coordinator, config.policy)
@@ -107,13 +124,13 @@ def join(
 
 
 @app.command("run")
-def run_agent(data: Data = DEFAULT_DATA) -> None:
+def run_agent(data: Data = DEFAULT_DATA, metrics: Metrics = None) -> None:
     """Go on taking part with the identity and settings of the data folder."""
     launch.prepare()
     from silo_agent.config import Folders
     from silo_agent.service import run
 
-    run(Folders(data.resolve()), say)
+    run(Folders(data.resolve()), say, metrics_at=metrics)
 
 
 @app.command()
@@ -156,6 +173,26 @@ def report(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     from silo_agent.using.printing import print_report
 
     print_report(Folders(data.resolve()), as_json=as_json)
+
+
+@app.command()
+def doctor(
+    data: Data = DEFAULT_DATA,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look through a stopped agent's data folder; the exit code says if it is whole."""
+    from fedreid.checkup import print_findings
+    from fedreid.clock import SystemClock
+    from fedreid.files import held_alone
+    from silo_agent.config import Folders, load_config
+    from silo_agent.doctor import Doctor
+
+    folders = Folders(data.resolve())
+    load_config(folders)  # a folder without an agent is not to become one
+    with held_alone(folders.root, by="agent"):
+        examined = Doctor(folders, SystemClock(), repair=repair).examined()
+        raise typer.Exit(print_findings(examined, as_json=as_json))
 
 
 @app.command()

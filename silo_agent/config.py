@@ -102,6 +102,9 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     identity: str = ""
     """Folder of an identity of your own PKI (tls.crt, tls.key, ca.crt), read again when it changes.
     Empty: the identity that joining brought."""
+    metrics: str = ""
+    """HOST:PORT of plain HTTP: /livez, /readyz, /metrics; empty: none. Bind it where only your
+    Prometheus can reach it."""
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     """Training processes, started by torchrun; one for each GPU of the machine."""
     policy: Policy = Policy()
@@ -228,4 +231,8 @@ def load_membership(folders: Folders) -> Membership:
             next_step="Join with a token: silo-agent join --token-file FILE.",
         ) from error
     except msgspec.DecodeError as error:
-        raise StorageError(f"The file {folders.membership} is damaged", why=str(error)) from error
+        raise StorageError(
+            f"The file {folders.membership} is damaged",
+            why=str(error),
+            next_step="Join again with a new token: silo-agent join --rejoin. Local state stays.",
+        ) from error

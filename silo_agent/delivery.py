@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, TrainTask
@@ -25,6 +26,7 @@ from silo_agent.config import AgentConfig, Folders
 from silo_agent.egress import Parcel, outline, pack
 from silo_agent.held import Held
 from silo_agent.ledger import Ledger
+from silo_agent.metrics import EGRESS_BYTES, Phase
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.trust.channel import calling
 
@@ -44,7 +46,7 @@ class Delivery:
         audit: AuditLog,
         clock: Clock,
         tell: Callable[[str], None],
-        doing: Callable[[str, float], None],
+        doing: Callable[[Phase, float], None],
     ) -> None:
         self._address = config.coordinator
         self._policy = config.policy
@@ -116,8 +118,11 @@ class Delivery:
             round=number,
             evaluations=[evaluation_to_wire(result) for result in sent],
         )
-        with calling(self._address):
-            await stub.ReportEvaluation(request, timeout=CALL_S)
+        try:
+            with calling(self._address):
+                await stub.ReportEvaluation(request, timeout=CALL_S)
+        except UpdateRefused as refusal:  # another run is on by now
+            self._tell(f"round {number}: the coordinator refused the figures: {refusal}")
 
     def _pack(self, finished: FinishedRound, base: Held) -> Parcel:
         folder = self._outbox.folder(finished)
@@ -146,6 +151,7 @@ class Delivery:
             if opening.state != pb.UPLOAD_STATE_SEND:
                 return opening.state
             answer = await stub.SendUpload(self._messages(opening, parcel))
+        faults.point("upload.ack.received")
         return answer.state
 
     async def _messages(
@@ -156,6 +162,8 @@ class Delivery:
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
         async for chunk in chunks:
             yield pb.SendUploadRequest(chunk=chunk)
+            faults.point("upload.chunk.sent")
+            EGRESS_BYTES.inc(len(chunk.data))
             self._doing("uploading", chunk.offset / size)
 
     async def _note_outcome(self, parcel: Parcel, outcome: str, **more: str) -> None:

@@ -94,6 +94,7 @@ def check_destination(address: str, policy: Policy) -> None:
     if policy.coordinators and address not in policy.coordinators:
         raise PolicyRefused(
             f"The coordinator {address} is none that this silo's policy names",
+            key="coordinators",
             why=f"policy.coordinators = {list(policy.coordinators)}",
             next_step="Correct --coordinator, or add the address to policy.coordinators.",
         )
@@ -110,6 +111,7 @@ def check_task(task: TrainTask | EvaluateTask, policy: Policy) -> None:
     if policy.backbones and name not in policy.backbones:
         raise PolicyRefused(
             f"The run {task.run} is of the backbone {name!r}",
+            key="backbones",
             why=f"this silo's policy allows {', '.join(policy.backbones)}",
             next_step="Ask for a plan with one of those, or add it to policy.backbones.",
         )
@@ -128,6 +130,7 @@ def check_images(count: int, policy: Policy) -> None:
     if count < policy.minimum_images:
         raise PolicyRefused(
             f"The silo has {count} training images",
+            key="minimum_images",
             why=f"its policy demands at least {policy.minimum_images}",
             next_step="Add images, or lower policy.minimum_images.",
         )
@@ -142,6 +145,7 @@ def check_noise(report: UpdateReport, policy: Policy) -> None:
     if policy.privacy.on and report.privacy is None:
         raise PolicyRefused(
             "This update was trained without noise",
+            key="privacy",
             why="the policy lets updates leave with noise only",
             next_step="Remove the round's folder; it is trained again.",
         )
@@ -163,6 +167,7 @@ def shared_layout(base: Layout, *, bn: BatchNormPolicy, policy: Policy) -> Layou
         raise PolicyRefused(
             f"The base model has {len(kept)} tensors that this silo's policy does not let leave, "
             f"the first is {kept[0]!r}",
+            key="tensors",
             why="no pattern of policy.tensors fits them",
             next_step="Ask the coordinator's operators what they are, or extend policy.tensors.",
         )
@@ -242,6 +247,7 @@ def _encoding(proposed: Encoding, policy: Policy) -> Encoding:
             return encoding
     raise PolicyRefused(
         f"The plan wants updates in {proposed}",
+        key="encodings",
         why=f"this silo's policy allows {', '.join(allowed)}",
         next_step=f"Ask for a plan with wire.upload = {allowed[0]!r}, or extend policy.encodings.",
     )
@@ -250,6 +256,7 @@ def _encoding(proposed: Encoding, policy: Policy) -> Encoding:
 def _batchnorm_stays(bn: BatchNormPolicy) -> PolicyRefused:
     return PolicyRefused(
         f"The plan averages BatchNorm statistics (bn = {bn!r})",
+        key="batchnorm_statistics",
         why="this silo's policy does not let them leave",
         next_step="Ask for a plan with bn = 'adaptive', or set policy.batchnorm_statistics.",
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from fedreid.errors import StorageError
+from fedreid.files import digest_of
 from silo_agent.config import Folders
 
 NEWEST_NOTE = "newest.json"
@@ -24,6 +26,16 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     """The round that made it; 0 for start weights."""
     version: int
+    file_digest: str = ""
+    """Of the file here; empty in notes from before it was kept."""
+
+
+def is_whole(held: Held) -> bool:
+    """Whether the model's file is as it was taken."""
+    try:
+        return held.file_digest in ("", digest_of(Path(held.path)))
+    except StorageError:  # gone, or the disk does not give it back
+        return False
 
 
 def read_note(note: Path) -> Held | None:
@@ -34,7 +46,7 @@ def read_note(note: Path) -> Held | None:
     """
     try:
         held = msgspec.json.decode(note.read_bytes(), type=Held)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError):
         return None
     path = note.with_name(Path(held.path).name)
     return msgspec.structs.replace(held, path=str(path)) if path.exists() else None

@@ -89,6 +89,7 @@ def _check_finite(name: str, values: npt.NDArray[np.float32], now_s: float) -> N
 def _refused(what: str, why: str, now_s: float) -> PolicyRefused:
     return PolicyRefused(
         what,
+        key="largest_model_change",
         why=why,
         next_step="The silo asks for a task again in some minutes; tell the coordinator's "
         "operators, who can roll the model back.",

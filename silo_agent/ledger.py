@@ -125,12 +125,14 @@ def check_quota(
     if policy.rounds_total and len(places | {(run, number)}) > policy.rounds_total:
         raise PolicyRefused(
             f"Updates of {left.rounds_total} rounds have left this silo",
+            key="rounds_total",
             why=f"its policy allows {policy.rounds_total} in all",
             next_step="Raise policy.rounds_total, or leave the federation.",
         )
     if policy.bytes_per_day and byte_count > policy.bytes_per_day:
         raise PolicyRefused(
             f"An update takes {byte_count} bytes",
+            key="bytes_per_day",
             why=f"this silo's policy allows {policy.bytes_per_day} in a day",
             next_step="Raise policy.bytes_per_day, or ask for a smaller backbone or bf16.",
         )
@@ -138,14 +140,14 @@ def check_quota(
         raise _tomorrow(
             f"Updates of {left.rounds_today} rounds have left this silo today",
             f"its policy allows {policy.rounds_per_day} in a day",
-            "policy.rounds_per_day",
+            "rounds_per_day",
             tomorrow_s,
         )
     if policy.bytes_per_day and left.bytes_today + byte_count > policy.bytes_per_day:
         raise _tomorrow(
             f"{left.bytes_today} bytes have left this silo today, and {byte_count} more are due",
             f"its policy allows {policy.bytes_per_day} in a day",
-            "policy.bytes_per_day",
+            "bytes_per_day",
             tomorrow_s,
         )
 
@@ -171,7 +173,9 @@ def _tomorrow(what: str, why: str, key: str, again_at_s: float) -> PolicyRefused
     until = datetime.fromtimestamp(again_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
     return PolicyRefused(
         what,
+        key=key,
         why=why,
-        next_step=f"The silo takes part again from {until} on by itself; {key} sets the limit.",
+        next_step=f"The silo takes part again from {until} on by itself; policy.{key} sets the "
+        "limit.",
         again_at_s=again_at_s,
     )

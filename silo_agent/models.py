@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.contract import Release
 from fedreid.errors import (
@@ -19,7 +20,7 @@ from fedreid.errors import (
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import digest_of, replacing, write_bytes
+from fedreid.files import digest_of, remove_file, replacing, write_bytes
 from fedreid.names import Digest
 from fedreid.pki.signing import verify
 from fedreid.plan import Encoding
@@ -30,14 +31,16 @@ from fedreid.wire.messages import release_from_wire
 from fedreid.wire.stream import PartialFile
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
-from silo_agent.held import NEWEST_NOTE, Held, read_note
+from silo_agent.held import NEWEST_NOTE, Held, is_whole, read_note
 from silo_agent.trust.channel import calling
 
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
 
 
-class _Newest(msgspec.Struct, frozen=True, kw_only=True):
+class Newest(msgspec.Struct, frozen=True, kw_only=True):
+    """The highest version that was ever taken."""
+
     version: int = 0
     digest: str = ""
 
@@ -60,7 +63,7 @@ class ModelCache:
                 other bytes than the release names.
             ConnectionFailed: the download broke off; what came is kept.
         """
-        held = self._held(digest, encoding)
+        held = await off_loop(self._held, digest, encoding)
         if held is None:
             held = await self._fetch(stub, address, digest, encoding)
         return held
@@ -69,10 +72,12 @@ class ModelCache:
         """Delete every model but these."""
         for path in self._folder.iterdir():
             if path.is_file() and not path.name.startswith((*kept, NEWEST_NOTE)):
-                path.unlink(missing_ok=True)
+                remove_file(path)
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
-        return read_note(self._note_path(digest, encoding))
+        """The model if it lies here as it was taken; a damaged one is fetched again."""
+        held = read_note(self._note_path(digest, encoding))
+        return held if held is not None and is_whole(held) else None
 
     async def _fetch(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
@@ -93,8 +98,10 @@ class ModelCache:
                 if file.offset != offset:
                     raise ConnectionFailed("The part of a model on disk was changed meanwhile")
                 async for message in parts:
-                    await off_loop(file.write, message.chunk)
-                await off_loop(file.finish, manifest.payload_digest)
+                    with faults.step("download.chunk.write"):
+                        await off_loop(file.write, message.chunk)
+                with faults.step("download.finish"):
+                    await off_loop(file.finish, manifest.payload_digest)
             except UpdateRefused as error:
                 file.discard()
                 raise ConnectionFailed("A model arrived damaged", why=str(error)) from error
@@ -119,7 +126,7 @@ class ModelCache:
             != (manifest.payload_digest, manifest.byte_count)
         ):
             raise SignatureRefused("The model's payload is not the one that was signed")
-        newest = self._newest()
+        newest = self.newest()
         replaced = release.version == newest.version and digest != newest.digest
         if release.version < newest.version or replaced:
             raise SignatureRefused(
@@ -135,7 +142,7 @@ class ModelCache:
         with storage_errors("read", part), part.open("rb") as payload, replacing(path) as stream:
             decode(payload, manifest.layout, manifest.encoding, stream)
         if manifest.encoding == "fp32" and digest_of(path) != release.model_digest:
-            path.unlink()
+            remove_file(path)
             raise SignatureRefused("The model's bytes are not the ones that were signed")
         held = Held(
             path=str(path),
@@ -143,6 +150,7 @@ class ModelCache:
             run=release.run,
             round=release.round,
             version=release.version,
+            file_digest=digest_of(path),
         )
         self._audit.append(
             "model.taken",
@@ -152,20 +160,26 @@ class ModelCache:
             model_digest=release.model_digest,
             encoding=manifest.encoding,
         )
-        newest = _Newest(version=release.version, digest=release.model_digest)
+        newest = Newest(version=release.version, digest=release.model_digest)
         write_bytes(self._folder / NEWEST_NOTE, msgspec.json.encode(newest))
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
-        part.unlink()
+        remove_file(part)
         return held
 
-    def _newest(self) -> _Newest:
+    def newest(self) -> Newest:
+        """The highest version that was ever taken; 0 before the first.
+
+        Raises:
+            StorageError: the note of it is damaged.
+        """
         path = self._folder / NEWEST_NOTE
         if not path.exists():
-            return _Newest()
+            return Newest()
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_Newest)
+            with storage_errors("read", path):
+                return msgspec.json.decode(path.read_bytes(), type=Newest)
         except msgspec.MsgspecError as error:
             raise StorageError(
                 f"The file {path} is damaged",

@@ -23,7 +23,7 @@ from fedreid.contract import (
     WaitTask,
 )
 from fedreid.datasets.layouts import load
-from fedreid.errors import PolicyRefused
+from fedreid.errors import ConnectionFailed, PolicyRefused
 from fedreid.jobs import Progress, Worker
 from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
@@ -31,8 +31,10 @@ from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.messages import task_from_wire
 from fedreid.work import off_loop
+from silo_agent import metrics
 from silo_agent.budget import PrivacyBudget
 from silo_agent.config import AgentConfig, Folders, Membership
+from silo_agent.contact import Contact
 from silo_agent.delivery import Delivery
 from silo_agent.egress import check_images, check_task
 from silo_agent.held import Held, find_held
@@ -63,6 +65,7 @@ class Participant:
         worker: Worker,
         audit: AuditLog,
         clock: Clock,
+        contact: Contact,
         say: Callable[[str], None],
         show: Callable[[str, float], None],
     ) -> None:
@@ -74,6 +77,7 @@ class Participant:
         self._show = show
         self._audit = audit
         self._clock = clock
+        self._contact = contact
         self._models = ModelCache(folders, membership, audit)
         self._outbox = Outbox(folders)
         self._budget = PrivacyBudget(folders, config.policy.privacy)
@@ -107,18 +111,25 @@ class Participant:
             FedreidError: a person has to act.
         """
         greeting = await line.greet()
+        self._contact.made()
         self._tell(f"connected to the federation {greeting.federation} at {line.address}")
+        await self._deliver_left_over(line.stub)
         while True:
             await self._next(line, renew)
 
     async def _next(self, line: Line, renew: Callable[[Identity], Awaitable[None]]) -> None:
         self._doing("waiting", 0.0)
         stub, identity = line.stub, line.identity
+        newest = await off_loop(self._models.newest)
         request = pb.NextTaskRequest(
-            wait_s=LONG_POLL_S, authorities_digest=authorities_digest(identity.authorities_pem)
+            wait_s=LONG_POLL_S,
+            authorities_digest=authorities_digest(identity.authorities_pem),
+            newest_version=newest.version,
+            newest_digest=newest.digest,
         )
         with calling(self._config.coordinator):
             answer = await stub.NextTask(request, timeout=LONG_POLL_S + CALL_S)
+        self._contact.heard()
         task = task_from_wire(answer)
         if isinstance(task, WaitTask):
             self._tell(task.reason)
@@ -136,6 +147,7 @@ class Participant:
                 await self._train(stub, task)
         except PolicyRefused as refused:
             await self._note_refused(task, refused)
+            await self._decline(stub, task, refused)
             raise
 
     async def _note_refused(self, task: TrainTask | EvaluateTask, refused: PolicyRefused) -> None:
@@ -145,13 +157,25 @@ class Participant:
             "policy.refused",
             run=task.run,
             round=task.round,
+            key=refused.key,
             what=what[:REFUSAL_CHARACTERS],
             again=refused.again_at_s is not None,
         )
 
+    async def _decline(
+        self, stub: "FederationAsyncStub", task: TrainTask | EvaluateTask, refused: PolicyRefused
+    ) -> None:
+        """Tell the coordinator not to wait, and of the reason no more than the policy's key."""
+        request = pb.DeclineRequest(run=task.run, round=task.round, policy_key=refused.key)
+        try:
+            with calling(self._config.coordinator):
+                await stub.Decline(request, timeout=CALL_S)
+        except ConnectionFailed as error:
+            self._tell(f"round {task.round}: it waits for this silo until its deadline: {error}")
+
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
-        finished = self._outbox.find(task.run, task.round, task.base_digest)
+        finished = await self._find_whole(task)
         if finished and self._config.policy.privacy.on and finished.report.privacy is None:
             finished = None  # trained before noise was switched on: it may not leave as it is
         if finished is None:
@@ -164,10 +188,47 @@ class Participant:
             except RoundLost:
                 self._tell(f"round {task.round} has closed without this silo")
                 return
-        if await self._delivery.update(stub, finished, base):
-            await self._report(stub, finished.run, finished.round, base.round, finished.evaluations)
+        await self._deliver(stub, finished, base)
         self._outbox.remove_before(finished)
         self._models.remove_others(task.base_digest)
+
+    async def _find_whole(self, task: TrainTask) -> FinishedRound | None:
+        """The round, if it was trained already and lies on the disk as it was put there."""
+        finished = self._outbox.find(task.run, task.round, task.base_digest)
+        return finished if finished is not None and await self._is_whole(finished) else None
+
+    async def _is_whole(self, finished: FinishedRound) -> bool:
+        """Whether a round lies on the disk as it was put there; if not, it is told."""
+        folder = self._outbox.folder(finished)
+        damaged = await off_loop(self._outbox.damaged, folder)
+        if damaged:
+            self._tell(
+                f"round {finished.round}: {folder} is damaged ({', '.join(damaged)}): it is not "
+                "sent, and the round is trained again if it still runs. Check the disk"
+            )
+        return not damaged
+
+    async def _deliver_left_over(self, stub: "FederationAsyncStub") -> None:
+        """Deliver what a crash or a break has left between an update and the answer to it.
+
+        The coordinator may have counted the update long since, and gives no task for it then; but
+        what became of it, and the round's figures, are known only when it is asked again.
+        """
+        finished = self._outbox.undelivered()
+        base = None if finished is None else find_held(self._folders, finished.base_digest)
+        if finished is None or base is None or not await self._is_whole(finished):
+            return
+        with contextlib.suppress(PolicyRefused):  # told when there is a task for the round again
+            await self._deliver(stub, finished, base)
+
+    async def _deliver(
+        self, stub: "FederationAsyncStub", finished: FinishedRound, base: Held
+    ) -> None:
+        if await self._delivery.update(stub, finished, base):
+            await self._report(
+                stub, finished.run, finished.round, finished.base_round, finished.evaluations
+            )
+        await off_loop(self._outbox.note_delivered, finished)
 
     async def _check_before_training(self, task: TrainTask, base: Held) -> None:
         """Refuse what the policy forbids while it has cost nothing yet.
@@ -223,6 +284,7 @@ class Participant:
             privacy=await self._make_private(task, base, out),
         )
         await off_loop(self._outbox.put, out, finished)
+        metrics.ROUNDS_TRAINED.inc()
         self._tell(
             f"round {task.round}: trained on {report.num_images} images in "
             f"{report.num_steps} steps, loss {report.train_loss:.3f}, "
@@ -249,6 +311,7 @@ class Participant:
             base_model=base.path,
             previous=self._previous(task.run, before=task.round),
             out=str(out),
+            checkpoints=str(self._outbox.checkpoints(task.run, task.round)),
         )
 
     def _previous(self, run: str, *, before: int | None = None) -> str:
@@ -305,8 +368,10 @@ class Participant:
                 try:
                     answer = await stub.Heartbeat(request, timeout=CALL_S)
                 except grpc.aio.AioRpcError as error:
+                    self._contact.missed()
                     self._tell(f"training goes on; the coordinator is away ({error.code().name})")
                     continue
+                self._contact.heard()
                 if run and not answer.wanted:
                     lost = True
                     work.cancel()
@@ -324,12 +389,13 @@ class Participant:
             beats.cancel()
 
     def _note_progress(self, progress: Progress) -> None:
-        phase = "evaluating" if progress.phase == "evaluating" else "training"
+        phase: metrics.Phase = "evaluating" if progress.phase == "evaluating" else "training"
         self._doing(phase, progress.done / max(progress.total, 1))
 
-    def _doing(self, phase: str, share: float) -> None:
+    def _doing(self, phase: metrics.Phase, share: float) -> None:
         """Note what the next heartbeat says, and show it."""
         self._progress = (phase, share)
+        metrics.note_phase(phase)
         self._show(phase, share)
 
     def _tell(self, line: str) -> None:

@@ -1,8 +1,9 @@
 """How does the agent keep taking part until it is told to stop?"""
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -16,11 +17,15 @@ from fedreid.errors import (
     JobFailed,
     PolicyRefused,
     SiloSuspended,
+    StorageError,
+    storage_errors,
 )
 from fedreid.files import held_alone
+from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import JOB_ATTEMPTS
 from fedreid.pki.identity import JOIN_AGAIN, Identity, check_not_expired
+from silo_agent import metrics
 from silo_agent.config import (
     AgentConfig,
     Folders,
@@ -29,6 +34,7 @@ from silo_agent.config import (
     load_config,
     load_membership,
 )
+from silo_agent.contact import Contact
 from silo_agent.egress import check_destination
 from silo_agent.rounds import Participant
 from silo_agent.trust.channel import Line, pauses_s
@@ -40,20 +46,29 @@ _LONG_ENOUGH_S = 60.0
 """A connection that lasted this long starts the pauses between attempts anew."""
 
 
-def run(folders: Folders, say: Callable[[str], None], *, trainer: str = TRAINER) -> None:
+def run(
+    folders: Folders,
+    say: Callable[[str], None],
+    *,
+    metrics_at: str | None = None,
+    trainer: str = TRAINER,
+) -> None:
     """Take part until SIGTERM or SIGINT; ``trainer`` is the module of the training process.
+
+    ``metrics_at`` is where health and metrics are served, if not where the settings say.
 
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
     with held_alone(folders.root, by="agent"), progress_shown() as show:
-        asyncio.run(_run_until_signal(folders, trainer, say, show))
+        asyncio.run(_run_until_signal(folders, trainer, metrics_at, say, show))
     say("stopped; everything is kept, start again to go on")
 
 
 async def _run_until_signal(
     folders: Folders,
     trainer: str,
+    metrics_at: str | None,
     say: Callable[[str], None],
     show: Callable[[str, float], None],
 ) -> None:
@@ -67,6 +82,7 @@ async def _run_until_signal(
     audit = AuditLog(folders.audit, clock)
     note_started(audit, config, membership)
     worker = training_worker(trainer, config.processes)
+    contact = Contact(clock, say, show)
     participant = Participant(
         folders=folders,
         config=config,
@@ -74,20 +90,37 @@ async def _run_until_signal(
         worker=worker,
         audit=audit,
         clock=clock,
+        contact=contact,
         say=say,
         show=show,
     )
-    taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, say))
-    stopped = asyncio.create_task(stop.wait())
+    with _health_served(config.metrics if metrics_at is None else metrics_at, contact, say):
+        taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, contact, say))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if taking_part.done():
+                await taking_part
+        finally:
+            for task in (taking_part, stopped):
+                task.cancel()
+            await asyncio.gather(taking_part, stopped, return_exceptions=True)
+            await worker.close()
+
+
+@contextlib.contextmanager
+def _health_served(address: str, contact: Contact, say: Callable[[str], None]) -> Iterator[None]:
+    """Answer probes and Prometheus meanwhile, if there is an address for it."""
+    if not address:
+        yield
+        return
+    health = Health(address, ready=lambda: contact.connected, registry=metrics.REGISTRY)
+    health.start()
+    say(f"health and metrics on port {health.port}")
     try:
-        await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if taking_part.done():
-            await taking_part
+        yield
     finally:
-        for task in (taking_part, stopped):
-            task.cancel()
-        await asyncio.gather(taking_part, stopped, return_exceptions=True)
-        await worker.close()
+        health.close()
 
 
 def note_started(audit: AuditLog, config: AgentConfig, membership: Membership) -> None:
@@ -110,18 +143,26 @@ def training_worker(trainer: str, processes: int) -> Worker:
 
 
 async def _take_part_for_ever(
-    folders: Folders, participant: Participant, say: Callable[[str], None]
+    folders: Folders, participant: Participant, contact: Contact, say: Callable[[str], None]
 ) -> None:
     store = identities(folders, load_config(folders))
     pauses = pauses_s()
-    failed_jobs = 0
+    failed_jobs, told = 0, ""
     while True:
-        identity = store.load()
         began_s = asyncio.get_running_loop().time()
+        lost: ConnectionFailed | SiloSuspended | None = None
         try:
-            await _take_part(folders, identity, participant, say)
+            with storage_errors("work in", folders.root):
+                identity = store.load()
+                await _take_part(folders, identity, participant, say)
         except (ConnectionFailed, SiloSuspended) as error:
-            say(f"{error} Trying again.")
+            lost = error
+        except StorageError as error:  # people free space or mend the disk while the agent waits
+            if str(error) != told:
+                say(f"{error} Trying again.")
+            told = str(error)
+            contact.missed()
+            metrics.note_waiting("disk")
         except AccessDenied as error:
             if store.load() == identity:
                 raise
@@ -132,15 +173,22 @@ async def _take_part_for_ever(
             say(str(refused))
             # Silent until then: a silo that is not heard of is not invited, and nobody waits for
             # an update that its policy keeps here.
+            contact.missed()
+            metrics.note_waiting("policy")
             await asyncio.sleep(max(0.0, refused.again_at_s - SystemClock().now_s()))
         except JobFailed as error:
             failed_jobs += 1
             if failed_jobs >= JOB_ATTEMPTS:
                 raise
             say(str(error))
+            contact.missed()
+            metrics.note_waiting("retry")
         if asyncio.get_running_loop().time() - began_s > _LONG_ENOUGH_S:
-            pauses, failed_jobs = pauses_s(), 0
-        await asyncio.sleep(next(pauses))
+            pauses, failed_jobs, told = pauses_s(), 0, ""
+        pause_s = next(pauses)
+        if lost is not None:
+            contact.lost(lost, pause_s=pause_s)
+        await asyncio.sleep(pause_s)
 
 
 async def _take_part(

@@ -6,10 +6,12 @@ coordinator finds itself in the same phase of the same round and does it again.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.chronicle import note_event, note_opened
+from coordinator.rounds.chronicle import Chronicle, make_up, note_event, note_opened
 from coordinator.rounds.journal import (
     FAILED,
     FINISHED,
@@ -24,6 +26,7 @@ from coordinator.rounds.journal import (
 from coordinator.rounds.machine import (
     Abandoned,
     Aggregated,
+    Declined,
     Event,
     Phase,
     Published,
@@ -31,22 +34,39 @@ from coordinator.rounds.machine import (
     Rules,
     SiloGone,
     TimePassed,
+    UpdateAccepted,
     advance,
     open_round,
 )
 from coordinator.rounds.orders import models_by_silo, rules_of
 from coordinator.rounds.phases import Phases, check_folders
+from coordinator.rounds.planned import Planned, Plans
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
-from fedreid.audit import AuditLog
+from fedreid import faults
+from fedreid.audit import AuditLog, newest_first
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
-from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
+from fedreid.errors import (
+    FedreidError,
+    JobFailed,
+    Refusal,
+    RunError,
+    StorageError,
+    UpdateRefused,
+    storage_errors,
+)
 from fedreid.files import remove_folder
-from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_ATTEMPTS, JOB_RETRY_S
+from fedreid.limits import (
+    FAILED_ROUNDS_IN_A_ROW,
+    GATHER_S,
+    JOB_ATTEMPTS,
+    JOB_RETRY_S,
+    VERSIONS_AHEAD,
+)
 from fedreid.names import SiloName, check_label
 from fedreid.plan import Plan, parse_plan
 from fedreid.work import off_loop, to_the_end
@@ -57,6 +77,9 @@ _SEE_MODELS = "See: coordinator model list."
 
 class Conductor:
     """The current run and round, and the one task that moves them."""
+
+    run: RunRow | None
+    round: RoundState | None
 
     def __init__(
         self,
@@ -78,18 +101,41 @@ class Conductor:
         self._presence = presence
         self._phases = phases
         self._end_calls = end_calls
-        self._audit = audit
+        self._chronicle = Chronicle(audit)
         self._clock = clock
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
         self._gathering_since_s = clock.monotonic_s()
         self._downloaded_bytes = 0
         self._failed_jobs = 0
+        self._left_over: list[Path] = []
+        self._caught_up_with: set[SiloName] = set()
         self.activity = ""
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        if self.round is not None:
+            make_up(self._chronicle, newest_first(folders.audit), self.round)
+        self._drop_gone()
+        self._chronicle.settle()
         self._tidy()
+
+    def _drop_gone(self) -> None:
+        """Take silos out of the round that went in the moment of a crash."""
+        if self.round is None:
+            return
+        for silo in self.round.invited:
+            if self._registry.active(silo):
+                continue
+            before, event = self.round, SiloGone(silo=silo)
+            after = advance(before, event, self._rules(before), self._clock.now_s())
+            if after != before:
+                row = self._registry.known(silo)
+                self._chronicle.append(f"silo.{row.state}", silo=silo, reason=row.reason)
+                self._journal.save_round(after)
+                note_event(self._chronicle, before, event, after)
+                self._chronicle.append("silo.gone", silo=silo)
+                self.round = after
 
     def _tidy(self) -> None:
         """Remove what a crash left of rounds that have ended."""
@@ -102,15 +148,14 @@ class Conductor:
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
-        self.run: RunRow | None = self._journal.newest_run()
-        self.round: RoundState | None = None
+        self.run = self._journal.newest_run()
+        self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()
-        self._plan: Plan | None = None
+        self._plans = Plans(self._journal, self.run)
         if self.run is None:
             return
-        self._plan = parse_plan(self.run.plan_toml)
         self.round = self._journal.newest_round(self.run.name)
         if self.round is not None:
             published = self.round.phase is Phase.PUBLISHED
@@ -120,14 +165,26 @@ class Conductor:
 
     @property
     def plan(self) -> Plan:
-        """The current run's plan.
+        """What the round under way follows, or else the next one.
 
         Raises:
             RunError: there never was a run.
         """
-        if self._plan is None:
-            raise RunError("There is no run", next_step="Start one: coordinator run start PLAN.")
-        return self._plan
+        under_way = self.round is not None and not self.round.ended
+        return self._plans.of_round(self._next_number - under_way)
+
+    @property
+    def newest_plan(self) -> Planned:
+        """The current run's plan as it was changed last.
+
+        Raises:
+            RunError: there never was a run.
+        """
+        return self._plans.newest
+
+    @property
+    def _next_number(self) -> int:
+        return 1 if self.round is None else self.round.number + 1
 
     async def start_run(self, plan_toml: str) -> RunRow:
         """Start a run: make and publish its start weights.
@@ -158,9 +215,10 @@ class Conductor:
                 started_at_s=self._clock.now_s(),
             )
             await off_loop(self._journal.add_run, run, model)
-            await off_loop(self._audit.append, "run.started", run=run.name, model=model.digest)
             self._replay()
             self._notify()
+            self._chronicle.append("run.started", run=run.name, model=model.digest)
+            await off_loop(self._chronicle.settle)
             return run
 
     async def control(self, state: str, reason: str) -> RunRow:
@@ -169,12 +227,42 @@ class Conductor:
         Raises:
             RunError: it is not under way.
         """
-        if self.run is None or self.run.state not in (RUNNING, PAUSED):
-            raise RunError("No run is under way", next_step="Start one: coordinator run start.")
+        self._run_under_way()
         await self._set_run_state(state, reason)  # first, or another round would be opened
         if state == STOPPED:
             await self.apply(Abandoned(reason=reason))
         assert self.run is not None
+        return self.run
+
+    async def change_run(self, plan_toml: str, admin: str) -> tuple[int, tuple[str, ...]]:
+        """Give the current run another plan, which its next round begins to follow.
+
+        Returns:
+            That round's number, and what is different, a line for each key.
+
+        Raises:
+            PlanRefused: the plan is wrong, or changes what a run keeps.
+            RunError: no run is under way, or a folder of the plan is missing.
+        """
+        check_folders(parse_plan(plan_toml))
+        async with self._turn:
+            run = self._run_under_way()
+            planned = Planned.of(self._next_number, plan_toml)
+            changes = await off_loop(
+                self._plans.change,
+                run.name,
+                planned,
+                published=self.rounds_published,
+                admin=admin,
+                audit=self._chronicle,
+            )
+            self._notify()
+            await off_loop(self._chronicle.settle)
+            return planned.from_round, changes
+
+    def _run_under_way(self) -> RunRow:
+        if self.run is None or self.run.state not in (RUNNING, PAUSED):
+            raise RunError("No run is under way", next_step="Start one: coordinator run start.")
         return self.run
 
     async def apply(self, event: Event, *, seen: RoundState | None = None) -> None:
@@ -193,9 +281,11 @@ class Conductor:
             return
         after = advance(state, event, self._rules(state), self._clock.now_s())
         if after != state:
-            await off_loop(self._journal.save_round, after)
-            await off_loop(note_event, self._audit, state, event, after)
+            with _commit_of(event), _closing_intake(state, after):
+                await off_loop(self._journal.save_round, after)
             self._take(after)
+            note_event(self._chronicle, state, event, after)
+            await off_loop(self._chronicle.settle)
 
     async def roll_back(self, version: int, admin: str) -> ModelRow:
         """Publish an earlier model of the run again; the round under way is given up.
@@ -216,8 +306,11 @@ class Conductor:
                 state, Abandoned(reason=reason), self._rules(state), self._clock.now_s()
             )
             await off_loop(self._journal.save_round, after, [model])
-            await off_loop(
-                self._audit.append,
+            metrics.MODEL_VERSION.set(model.version)
+            if after != state:
+                self._take(after)
+            self._failed_in_a_row = 0  # what was given up is no failure of the plan's
+            self._chronicle.append(
                 "model.rolled_back",
                 run=self.run.name,
                 version=model.version,
@@ -225,20 +318,71 @@ class Conductor:
                 model_digest=model.digest,
                 admin=admin,
             )
-            await off_loop(note_event, self._audit, state, Abandoned(reason=reason), after)
-            metrics.MODEL_VERSION.set(model.version)
-            if after != state:
-                self._take(after)
-            self._failed_in_a_row = 0  # what was given up is no failure of the plan's
+            note_event(self._chronicle, state, Abandoned(reason=reason), after)
+            await off_loop(self._chronicle.settle)
             return model
+
+    async def catch_up(self, silo: SiloName, version: int, digest: str) -> None:
+        """Where a silo has taken a version that the journal does not know, publish beyond it.
+
+        The journal is of an older backup or disk then, and agents take no older version: the
+        newest models get one that is newer than any silo's. A silo is believed once in a
+        coordinator's life, for what it may say next is what this coordinator has published.
+        """
+        if silo in self._caught_up_with or not await off_loop(self._is_ahead, version, digest):
+            return
+        async with self._turn:
+            if not await off_loop(self._is_ahead, version, digest):
+                return
+            self._caught_up_with.add(silo)
+            models = await off_loop(self._models.released_beyond, version)
+            await off_loop(self._journal.add_models, models)
+            metrics.MODEL_VERSION.set(models[-1].version)
+            for model in models:
+                self._chronicle.append(
+                    "model.caught_up",
+                    run=model.run,
+                    version=model.version,
+                    model_digest=model.digest,
+                    silo=silo,
+                    silo_version=version,
+                )
+            await off_loop(self._chronicle.settle)
+
+    def _is_ahead(self, version: int, digest: str) -> bool:
+        newest = self._journal.newest_model()
+        if newest is None or version > newest.version + VERSIONS_AHEAD:
+            return False
+        another = version == newest.version and digest != newest.digest
+        return another or version > newest.version
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
-        await off_loop(self._registry.set_state, silo, state, reason)
-        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+        # Who asked may give up waiting; a silo that is gone must not stay in the round.
+        await to_the_end(self._put_out(silo, state, reason))
         await self._end_calls(silo)
         self._presence.gone(silo)
+        self._chronicle.append("silo.gone", silo=silo)
+        await off_loop(self._chronicle.settle)
+
+    async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
+        with faults.step("silo.gone.commit"):
+            await off_loop(self._registry.set_state, silo, state, reason)
+        self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
+        with suppress(StorageError):  # owed, then: on a full disk, too, it is out of the round
+            await off_loop(self._chronicle.settle)
         await self.apply(SiloGone(silo=silo))
+
+    async def decline(self, silo: SiloName, run: str, number: int, policy_key: str) -> None:
+        """A silo will not do its task of a round, and will be silent: nobody waits for it."""
+        self._presence.away(silo)
+        state = self.round
+        if state is None or (state.run, state.number) != (run, number):
+            return
+        await self.apply(Declined(silo=silo, policy_key=policy_key))
+        if state.phase is Phase.PUBLISHED:  # what it declines is to measure the run's last model
+            self._evaluated.add((number, silo))
+        self._notify()
 
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
@@ -289,6 +433,12 @@ class Conductor:
             and evaluation_awaited(self.plan, self.round, silo, self._evaluated)
         ]
 
+    async def has_accepted(self, silo: SiloName, run: str, number: int, digest: str) -> bool:
+        """Whether an update was accepted, in whichever round there ever was."""
+        state = await off_loop(self._journal.round, run, number)
+        accepted = None if state is None else state.accepted(silo)
+        return accepted is not None and accepted.payload_digest == digest
+
     def downloaded(self, size_bytes: int) -> None:
         """Count bytes of models that were sent."""
         self._downloaded_bytes += size_bytes
@@ -301,12 +451,17 @@ class Conductor:
         """Move rounds on, for ever. Errors of our tree are told and tried again."""
         while True:
             try:
-                await self._step()
+                with storage_errors("go on in", self._folders.root):
+                    await self._step()
             except FedreidError as error:
                 self.activity = str(error)
                 await _wait(self._changed, JOB_RETRY_S)
 
     async def _step(self) -> None:
+        await off_loop(self._chronicle.settle)
+        while self._left_over:
+            await off_loop(remove_folder, self._left_over[-1])
+            self._left_over.pop()
         changed = self._changed
         if self.run is None or self.run.state not in (RUNNING, PAUSED):
             self.activity = "waiting for a run to be started"
@@ -320,14 +475,17 @@ class Conductor:
             await _wait(changed, min(max(left_s, 0.0), _IDLE_S))
             await self.apply(TimePassed())
         else:
-            await self._do_phase(self.round)
+            await self.apply(TimePassed())
+            if not self.round.ended:
+                await self._do_phase(self.round)
 
     async def _go_on(self) -> bool:
         """Finish the run or open its next round; False if there is nothing to do yet."""
         assert self.run is not None
-        if self.rounds_published >= self.plan.rounds:
-            await self._set_run_state(FINISHED, "all models are published")
-            return True
+        async with self._turn:  # or a change of the plan could come in between
+            if self.rounds_published >= self.plan.rounds:
+                await self._set_run_state(FINISHED, "all models are published")
+                return True
         if self._failed_in_a_row >= FAILED_ROUNDS_IN_A_ROW:
             reason = self.round.reason if self.round is not None else ""
             await self._set_run_state(
@@ -362,12 +520,11 @@ class Conductor:
     async def _open(self, invited: tuple[SiloName, ...]) -> None:
         assert self.run is not None
         async with self._turn:
-            number = 1 if self.round is None else self.round.number + 1
             base = await off_loop(self._journal.newest_model)
             assert base is not None, "a run begins with a model"
             state = open_round(
                 run=self.run.name,
-                number=number,
+                number=self._next_number,
                 base_digest=base.digest,
                 base_map=await off_loop(self._measured_map, base),
                 before=self.round,
@@ -376,10 +533,12 @@ class Conductor:
                 rules=self._rules(None),
                 now_s=self._clock.now_s(),
             )
-            await off_loop(self._journal.save_round, state)
-            await off_loop(note_opened, self._audit, state)
+            with faults.step("round.open"):
+                await off_loop(self._journal.save_round, state)
             self._downloaded_bytes = 0
             self._take(state)
+            note_opened(self._chronicle, state)
+            await off_loop(self._chronicle.settle)
 
     def _measured_map(self, model: ModelRow) -> float | None:
         """The mAP of a model on the coordinator's own images, if it was measured."""
@@ -394,10 +553,12 @@ class Conductor:
         left_s = state.deadline_s - self._clock.now_s()
         try:
             async with asyncio.timeout(max(left_s, 0.0)):
-                if state.phase is Phase.PUBLISHING:
+                event = await self._phases.damage(state)
+                if event is None and state.phase is Phase.PUBLISHING:
                     await self._publish(state)
                     return
-                event = await self._phases.perform(state, self.plan, self._rules(state))
+                if event is None:
+                    event = await self._phases.perform(state, self.plan, self._rules(state))
         except TimeoutError:
             await self.apply(TimePassed(), seen=state)
             return
@@ -448,10 +609,14 @@ class Conductor:
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
             if after == self.round:  # given up meanwhile: its models were never the federation's
                 return
-            await off_loop(self._journal.save_round, after, models)
-            await off_loop(note_event, self._audit, self.round, published, after)
+            with faults.step("publish.commit"):
+                await off_loop(self._journal.save_round, after, models)
             metrics.MODEL_VERSION.set(models[-1].version)
-            self._take(after)
+            before = self.round
+            with faults.step("announce"):
+                self._take(after)
+            note_event(self._chronicle, before, published, after)
+            await off_loop(self._chronicle.settle)
         await off_loop(self._models.remove_old)
 
     def _rules(self, state: RoundState | None) -> Rules:
@@ -464,7 +629,7 @@ class Conductor:
         return task_for(
             silo,
             run=self.run,
-            plan=self._plan,
+            plan=None if self.run is None else self.plan,
             state=self.round,
             evaluated=self._evaluated,
             activity=self.activity,
@@ -485,8 +650,7 @@ class Conductor:
         if state.phase is Phase.PUBLISHED:
             self.rounds_published += 1
         self._failed_in_a_row = 0 if state.phase is Phase.PUBLISHED else self._failed_in_a_row + 1
-        remove_folder(self._folders.spool(state.run, state.number))
-        remove_folder(self._folders.work(state.run, state.number))
+        self._left_over.extend(self._folders.of_round(state.run, state.number))
 
     def _remember_evaluation(self, row: EvaluationRow) -> None:
         if row.result.model == "global":
@@ -494,11 +658,14 @@ class Conductor:
 
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None
-        await off_loop(self._journal.set_run_state, self.run.name, state, reason)
-        await off_loop(self._audit.append, f"run.{state}", run=self.run.name, reason=reason)
+        with faults.step("run.commit"):
+            await off_loop(self._journal.set_run_state, self.run.name, state, reason)
         self.run = await off_loop(self._journal.newest_run)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()
+        assert self.run is not None
+        self._chronicle.append(f"run.{state}", run=self.run.name, reason=reason)
+        await off_loop(self._chronicle.settle)
 
     def _tell(self, activity: str) -> None:
         self.activity = activity
@@ -506,6 +673,17 @@ class Conductor:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _commit_of(event: Event) -> AbstractContextManager[None]:
+    if isinstance(event, UpdateAccepted):
+        return faults.step("upload.accept.commit")
+    return faults.step("round.commit")
+
+
+def _closing_intake(before: RoundState, after: RoundState) -> AbstractContextManager[None]:
+    closing = before.phase is Phase.COLLECTING and after.phase is not Phase.COLLECTING
+    return faults.step("intake.close.commit") if closing else nullcontext()
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

@@ -6,6 +6,9 @@
         │              └──────────────┴─────────────┴─────────────┴──────▶ failed
         └─▶ skipped                  (a phase that the plan leaves out is passed over)
 
+An update that the disk has lost takes the round back to collecting, while its time lasts; a model
+of the round that it has lost, back to aggregating.
+
 Every phase has a deadline, so every round ends. What a phase asks to be done is named by the
 phase itself; the conductor does it and comes back with an event. Nothing here reads a clock, a
 disk or a network, so any schedule of events can be replayed.
@@ -13,12 +16,16 @@ disk or a network, so any schedule of events can be replayed.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
 from coordinator.learning.jobs import Flag
 from coordinator.rounds.quarantine import streaks_after
 from fedreid.contract import UpdateReport
+from fedreid.limits import JOB_ATTEMPTS
+
+ValueT = TypeVar("ValueT")
 
 
 class Phase(StrEnum):
@@ -61,6 +68,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     silo: str
     payload_digest: str
     size_bytes: int
+    file_digest: str = ""
+    """Of the file in the spool; empty in journals from before it was noted."""
     report: UpdateReport
 
 
@@ -82,10 +91,14 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     phase_since_s: float
     deadline_s: float
     """When the current phase must have ended."""
+    closes_s: float = 0.0
+    """Until when updates are collected at most."""
     updates: tuple[Accepted, ...] = ()
     """Sorted by silo."""
     refused: dict[str, str] = {}
     """Silos whose update was refused for its content, with the reason."""
+    declined: dict[str, str] = {}
+    """Silos that will not send an update, with the key of their policy that forbids it."""
     phase_seconds: dict[str, float] = {}
     weights: dict[str, float] = {}
     update_norms: dict[str, float] = {}
@@ -96,6 +109,10 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
     """Suspect updates in a row that a silo had sent when the round began."""
     clusters: tuple[tuple[str, ...], ...] = ()
     """The silos that get a model in common; empty without clustering."""
+    results: dict[str, str] = {}
+    """Digests of the models that the round has made so far, by their files' names."""
+    made_again: int = 0
+    """How often these were damaged before they were published."""
     update_norm: float = 0.0
     loss_before: float | None = None
     loss_after: float | None = None
@@ -142,11 +159,31 @@ class UpdateAccepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesLost:
+    """The disk has lost or damaged accepted updates; their silos still have them in the outbox."""
+
+    silos: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultsLost:
+    """The disk has lost or damaged what the round has made of the updates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRejected:
     """An update was refused for its content; its silo is not waited for any longer."""
 
     silo: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declined:
+    """A silo will not send an update in this round; it is not waited for any longer."""
+
+    silo: str
+    policy_key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +210,7 @@ class Aggregated:
     update_norms: dict[str, float] = field(default_factory=dict)
     flags: dict[str, tuple[Flag, ...]] = field(default_factory=dict)
     clusters: tuple[tuple[str, ...], ...] = ()
+    results: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +219,7 @@ class Distilled:
 
     loss_before: float | None
     loss_after: float | None
+    results: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +247,10 @@ class Abandoned:
 
 Event = (
     UpdateAccepted
+    | UpdatesLost
+    | ResultsLost
     | UpdateRejected
+    | Declined
     | SiloGone
     | TimePassed
     | Aggregated
@@ -256,6 +298,7 @@ def open_round(
         invited=tuple(sorted(invited)),
         phase_since_s=now_s,
         deadline_s=now_s + rules.deadline_s,
+        closes_s=now_s + rules.deadline_s,
     )
 
 
@@ -283,10 +326,14 @@ def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> Roun
         return _end(state, Phase.FAILED, event.reason, now_s)
     if isinstance(event, SiloGone):
         state = _forgotten(state, event.silo)
+    if isinstance(event, TimePassed) and now_s < state.phase_since_s:
+        return _begun_again(state, now_s)
     if state.phase is Phase.COLLECTING:
         return _collect(state, event, rules, now_s)
-    if isinstance(event, SiloGone):
-        return _without(state, event.silo, rules, now_s)
+    if isinstance(event, SiloGone | UpdatesLost):
+        return _take_back(state, event, rules, now_s)
+    if isinstance(event, ResultsLost):
+        return _make_again(state, rules, now_s)
     if isinstance(event, TimePassed):
         if now_s < state.deadline_s:
             return state
@@ -304,17 +351,25 @@ def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> Rou
     in_time = now_s < state.deadline_s
     if isinstance(event, UpdateAccepted) and in_time and state.wants(event.update.silo):
         updates = sorted((*state.updates, event.update), key=lambda update: update.silo)
-        refused = {s: why for s, why in state.refused.items() if s != event.update.silo}
-        state = msgspec.structs.replace(state, updates=tuple(updates), refused=refused)
+        state = msgspec.structs.replace(
+            state,
+            updates=tuple(updates),
+            refused=_without_key(state.refused, event.update.silo),
+            declined=_without_key(state.declined, event.update.silo),
+        )
     elif isinstance(event, UpdateRejected) and state.wants(event.silo):
         state = msgspec.structs.replace(state, refused={**state.refused, event.silo: event.reason})
+    elif isinstance(event, Declined) and state.wants(event.silo):
+        declined = {**state.declined, event.silo: event.policy_key}
+        state = msgspec.structs.replace(state, declined=declined)
     elif isinstance(event, SiloGone):
         state = msgspec.structs.replace(
             state,
             invited=tuple(silo for silo in state.invited if silo != event.silo),
             updates=tuple(update for update in state.updates if update.silo != event.silo),
         )
-    waiting = set(state.invited) - {u.silo for u in state.updates} - set(state.refused)
+    done = {u.silo for u in state.updates} | state.refused.keys() | state.declined.keys()
+    waiting = set(state.invited) - done
     if waiting and in_time:
         return state
     return _close_intake(state, rules, now_s)
@@ -335,21 +390,51 @@ def _close_intake(state: RoundState, rules: Rules, now_s: float) -> RoundState:
 
 def _forgotten(state: RoundState, silo: str) -> RoundState:
     """The round without a silo's past: let in again it begins anew."""
-    streaks = {name: count for name, count in state.streaks.items() if name != silo}
-    return msgspec.structs.replace(state, streaks=streaks)
+    return msgspec.structs.replace(state, streaks=_without_key(state.streaks, silo))
 
 
-def _without(state: RoundState, silo: str, rules: Rules, now_s: float) -> RoundState:
-    """The round without a silo whose update was already counted: it is aggregated again."""
-    if state.accepted(silo) is None:
+def _without_key(of: dict[str, ValueT], silo: str) -> dict[str, ValueT]:
+    return {name: value for name, value in of.items() if name != silo}
+
+
+def _take_back(
+    state: RoundState, event: SiloGone | UpdatesLost, rules: Rules, now_s: float
+) -> RoundState:
+    """The round without updates that were already counted: what is left is aggregated again.
+
+    A lost one is asked for again while the intake could still be open.
+    """
+    gone = isinstance(event, SiloGone)
+    silos = (event.silo,) if isinstance(event, SiloGone) else event.silos
+    if not any(state.accepted(silo) for silo in silos):
         return state
-    left = tuple(update for update in state.updates if update.silo != silo)
-    state = msgspec.structs.replace(
-        state, updates=left, weights={}, update_norms={}, flags={}, clusters=()
-    )
-    if len(left) >= _needed(state, rules):
+    state = _not_counting(state, silos)
+    if not gone and now_s < state.closes_s:
+        collecting = _enter(state, Phase.COLLECTING, rules, now_s)
+        return msgspec.structs.replace(collecting, deadline_s=state.closes_s)
+    if len(state.updates) >= _needed(state, rules):
         return _enter(state, Phase.AGGREGATING, rules, now_s)
-    return _end(state, Phase.FAILED, f"no quorum without {silo}, which is gone", now_s)
+    why = "which is gone" if gone else "lost on the coordinator's disk"
+    return _end(state, Phase.FAILED, f"no quorum without {', '.join(silos)}, {why}", now_s)
+
+
+def _make_again(state: RoundState, rules: Rules, now_s: float) -> RoundState:
+    """Aggregate the same updates again, which gives the same model; but not for ever."""
+    if not state.results:
+        return state
+    times = state.made_again + 1
+    state = msgspec.structs.replace(_not_counting(state, ()), made_again=times)
+    if times >= JOB_ATTEMPTS:
+        reason = f"its model was damaged on the coordinator's disk {times} times"
+        return _end(state, Phase.FAILED, reason, now_s)
+    return _enter(state, Phase.AGGREGATING, rules, now_s)
+
+
+def _not_counting(state: RoundState, silos: tuple[str, ...]) -> RoundState:
+    left = tuple(update for update in state.updates if update.silo not in silos)
+    return msgspec.structs.replace(
+        state, updates=left, weights={}, update_norms={}, flags={}, clusters=(), results={}
+    )
 
 
 def _needed(state: RoundState, rules: Rules) -> float:
@@ -366,11 +451,15 @@ def _finish_phase(state: RoundState, event: Event, rules: Rules, now_s: float) -
                 update_norms=event.update_norms,
                 flags=event.flags,
                 clusters=event.clusters,
+                results=event.results,
             )
             return _enter(done, _after_aggregation(rules), rules, now_s)
         case Phase.DISTILLING, Distilled():
             done = msgspec.structs.replace(
-                state, loss_before=event.loss_before, loss_after=event.loss_after
+                state,
+                loss_before=event.loss_before,
+                loss_after=event.loss_after,
+                results={**state.results, **event.results},
             )
             following = Phase.EVALUATING if rules.evaluates else Phase.PUBLISHING
             return _enter(done, following, rules, now_s)
@@ -417,6 +506,15 @@ def _enter(state: RoundState, phase: Phase, rules: Rules, now_s: float) -> Round
         phase_since_s=now_s,
         deadline_s=now_s + rules.phase_deadline_s,
     )
+
+
+def _begun_again(state: RoundState, now_s: float) -> RoundState:
+    """The phase from now on: by a clock that was set back it has not begun yet.
+
+    Its deadline would be as far away as the clock was wrong.
+    """
+    allowed_s = state.deadline_s - state.phase_since_s
+    return msgspec.structs.replace(state, phase_since_s=now_s, deadline_s=now_s + allowed_s)
 
 
 def _end(state: RoundState, phase: Phase, reason: str, now_s: float) -> RoundState:

@@ -134,7 +134,12 @@ def result_path(folders: Folders, state: RoundState, rules: Rules) -> Path:
 
 def update_path(folders: Folders, state: RoundState, silo: str) -> Path:
     """Where the accepted update of a silo lies, in canonical form."""
-    return folders.spool(state.run, state.number) / f"{silo}.safetensors"
+    return folders.spool(state.run, state.number) / update_name(silo)
+
+
+def update_name(silo: str) -> str:
+    """The name of an accepted update's file in its round's spool."""
+    return f"{silo}.safetensors"
 
 
 def model_path(folders: Folders, digest: Digest) -> Path:

@@ -3,7 +3,7 @@
 Nothing here changes the round's state; which jobs there are is in ``coordinator.rounds.orders``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +16,15 @@ from coordinator.rounds.machine import (
     Evaluated,
     Event,
     Phase,
+    ResultsLost,
     RoundState,
     Rules,
+    UpdatesLost,
 )
 from coordinator.rounds.publishing import Models, Origin
-from fedreid.errors import RunError
-from fedreid.files import remove_folder
+from fedreid import faults
+from fedreid.errors import RunError, StorageError
+from fedreid.files import digest_of, remove_folder
 from fedreid.jobs import Progress, Worker
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.plan import Encoding, Plan
@@ -47,6 +50,20 @@ class Phases:
         self._worker = worker
         self.tell: Callable[[str], None] = lambda activity: None
         """Told what the worker is doing, for a person to read."""
+
+    async def damage(self, state: RoundState) -> Event | None:
+        """What the disk has lost of that on which the round's phase is built; mostly nothing.
+
+        Raises:
+            StorageError: it is a published model.
+        """
+        if state.phase in (Phase.AGGREGATING, Phase.DISTILLING):
+            for digest in filter(None, (state.base_digest, state.previous_digest)):
+                await off_loop(self._models.check, Digest(digest))
+            lost = await off_loop(self._lost_updates, state)
+            if lost:
+                return UpdatesLost(silos=lost)
+        return None if await off_loop(self._has_results, state) else ResultsLost()
 
     async def perform(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         """Do what the round's phase asks for.
@@ -92,9 +109,22 @@ class Phases:
         await off_loop(remove_folder, Path(job.out).parent)
         return model
 
+    def _lost_updates(self, state: RoundState) -> tuple[str, ...]:
+        spool, _ = self._folders.of_round(state.run, state.number)
+        return tuple(
+            update.silo
+            for update in state.updates
+            if not _is(spool / orders.update_name(update.silo), update.file_digest)
+        )
+
+    def _has_results(self, state: RoundState) -> bool:
+        _, work = self._folders.of_round(state.run, state.number)
+        return all(_is(work / name, digest) for name, digest in state.results.items())
+
     async def _aggregate(self, state: RoundState, plan: Plan) -> Event:
         job = orders.aggregate_job(self._folders, state, plan, self._federation)
         report = await self._worker.run(job, jobs.AggregateReport, self._progress)
+        made = [Path(job.out)]
         clusters: tuple[tuple[str, ...], ...] = ()
         if plan.aggregation.clustering == "finch":
             told = await self._worker.run(
@@ -107,18 +137,24 @@ class Phases:
             self._folders, state, plan, self._federation, clusters
         ):
             await self._worker.run(part, jobs.AggregateReport, self._progress)
-        return orders.aggregated(report, clusters)
+            made.append(Path(part.out))
+        return replace(orders.aggregated(report, clusters), results=await off_loop(_digests, made))
 
     async def _distil(self, state: RoundState, plan: Plan) -> Event:
         job = orders.distil_job(self._folders, state, plan, self._federation)
         report = await self._worker.run(job, jobs.DistilReport, self._progress)
-        return Distilled(loss_before=report.loss_before, loss_after=report.loss_after)
+        return Distilled(
+            loss_before=report.loss_before,
+            loss_after=report.loss_after,
+            results=await off_loop(_digests, [Path(job.out)]),
+        )
 
     async def _evaluate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.evaluate_job(self._folders, state, plan, rules)
         report = await self._worker.run(job, jobs.EvaluateReport, self._progress)
         row = EvaluationRow(run=state.run, round=state.number, silo="", result=report.result)
-        await off_loop(self._journal.save_evaluations, [row])
+        with faults.step("evaluate.commit"):
+            await off_loop(self._journal.save_evaluations, [row])
         return Evaluated(map=report.result.map)
 
     async def _place(self, result: Path, plan: Plan, origin: Origin) -> ModelRow:
@@ -135,6 +171,18 @@ class Phases:
 
     def _progress(self, progress: Progress) -> None:
         self.tell(f"{progress.phase} {progress.done}/{progress.total}")
+
+
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    return {file.name: digest_of(file) for file in files}
+
+
+def _is(path: Path, digest: str) -> bool:
+    """Whether a file is there with this digest, if it is known."""
+    try:
+        return digest_of(path) == digest or not digest
+    except StorageError:  # one that can't be read any more is as good as gone
+        return False
 
 
 def check_folders(plan: Plan) -> None:

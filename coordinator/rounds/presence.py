@@ -16,6 +16,8 @@ class Sighting:
     phase: str = ""
     progress: float = 0.0
     agent_version: str = ""
+    away: bool = False
+    """It has said that it will be silent for a time."""
 
 
 class Presence:
@@ -27,7 +29,7 @@ class Presence:
 
     def seen(self, silo: SiloName, *, agent_version: str | None = None) -> None:
         """The silo has called."""
-        sighting = replace(self.of(silo), seen_s=self._clock.now_s())
+        sighting = replace(self.of(silo), seen_s=self._clock.now_s(), away=False)
         if agent_version is not None:
             sighting = replace(sighting, agent_version=agent_version)
         self._sightings[silo] = sighting
@@ -37,6 +39,10 @@ class Presence:
         """The silo has said what it does."""
         self.seen(silo)
         self._sightings[silo] = replace(self.of(silo), phase=phase, progress=progress)
+
+    def away(self, silo: SiloName) -> None:
+        """The silo will be silent until it calls again: nobody need wait for it."""
+        self._sightings[silo] = replace(self.of(silo), away=True, phase="waiting", progress=0.0)
 
     def gone(self, silo: SiloName) -> None:
         """The silo has left or was revoked."""
@@ -49,4 +55,8 @@ class Presence:
     def present(self) -> list[SiloName]:
         """The silos heard of within the limit, sorted."""
         since_s = self._clock.now_s() - PRESENCE_S
-        return sorted(s for s, sighting in self._sightings.items() if sighting.seen_s >= since_s)
+        return sorted(
+            silo
+            for silo, sighting in self._sightings.items()
+            if sighting.seen_s >= since_s and not sighting.away
+        )

@@ -1,11 +1,11 @@
 """How does a finished model become the federation's model, and how is it handed out?
 
-A model lies in ``models/DIGEST.safetensors``, moved there by one rename; the signed release that
-makes it the newest is committed to the journal together with the round's end. Between the two a
-crash leaves a file that nobody refers to, and the same step done again gives the same file.
+A model lies in ``models/DIGEST.safetensors``, which it becomes by one rename; the signed release
+that makes it the newest is committed to the journal together with the round's end. Between the two
+a crash leaves a file that nobody refers to, and the same step done again gives the same file: what
+the round has made stays in its own folder until the round has ended.
 """
 
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +13,16 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.rounds.journal import Journal, ModelRow
+from fedreid import faults
 from fedreid.contract import Release, ReleasePayload
-from fedreid.errors import RunError, StorageError, UsageError, storage_errors
-from fedreid.files import digest_of, sync_folder
+from fedreid.errors import RunError, StorageError, UsageError
+from fedreid.files import digest_of, link_file, remove_file, replacing
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
 from fedreid.plan import Encoding
 from fedreid.v1 import federation_pb2, tensors_pb2
-from fedreid.wire.encoding import payload_bytes
+from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
 from fedreid.wire.stream import send_chunks
@@ -65,19 +66,18 @@ class Models:
         return layout_of(self.path(digest))
 
     def place(self, staged: Path, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
-        """Move a finished model to its name and sign it as the federation's next version.
+        """Give a finished model its name and sign it as the federation's next version.
 
-        Beside ``staged`` lie its payloads in other encodings. After a crash in between, ``staged``
-        is made again and moved over the same bytes.
+        Beside ``staged`` lie its payloads in other encodings. All of them stay where they are, so
+        that the same can be done again after a crash.
         """
         digest = digest_of(staged)
-        with storage_errors("publish", self.path(digest)):
+        with faults.step("publish.rename"):
             for encoding in encodings:
                 if encoding != "fp32":
                     payload = staged.with_suffix(f".{encoding}")
-                    os.replace(payload, self.encoded_path(digest, encoding))
-            os.replace(staged, self.path(digest))
-            sync_folder(self._folder)
+                    link_file(payload, self.encoded_path(digest, encoding))
+            link_file(staged, self.path(digest))
         return self._release(digest, origin, encodings)
 
     def _release(self, digest: Digest, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
@@ -97,13 +97,15 @@ class Models:
 
     def _signed(self, release: Release) -> ModelRow:
         statement = release_to_wire(release).SerializeToString(deterministic=True)
+        with faults.step("publish.sign"):
+            signature = sign(self._key, statement)
         return ModelRow(
             version=release.version,
             digest=release.model_digest,
             run=release.run,
             round=release.round,
             release=statement,
-            signature=sign(self._key, statement),
+            signature=signature,
         )
 
     def released_again(self, run: str, version: int) -> ModelRow:
@@ -124,22 +126,36 @@ class Models:
                 why=f"{MODELS_KEPT} models are kept beside the newest one",
                 next_step="Choose a newer one: coordinator model list.",
             )
-        release = release_from_wire(federation_pb2.Release.FromString(row.release))
-        return self._signed(replace(release, version=rows[0].version + 1))
+        return self._signed(replace(_stated(row), version=rows[0].version + 1))
+
+    def released_beyond(self, version: int) -> list[ModelRow]:
+        """The models of the newest round, signed anew with versions beyond this one, in order."""
+        rows = self._journal.models()
+        newest = {
+            row.digest: row
+            for row in reversed(rows)
+            if (row.run, row.round) == (rows[0].run, rows[0].round)
+        }
+        ordered = sorted(newest.values(), key=lambda row: row.version)
+        return [
+            self._signed(replace(_stated(row), version=max(version, rows[0].version) + place))
+            for place, row in enumerate(ordered, start=1)
+        ]
 
     def signed_release(self, digest: Digest, encoding: Encoding) -> federation_pb2.SignedRelease:
         """What goes before a model's payload.
 
         Raises:
             UsageError: no such model, or not in this encoding.
+            StorageError: its bytes are not the ones that were signed; they are not sent.
         """
         row = self._journal.model(digest)
         if row is None or not self.path(digest).exists():
             raise UsageError(f"There is no published model {digest[:12]}…")
-        release = release_from_wire(federation_pb2.Release.FromString(row.release))
-        payload = release.payload(encoding)
+        payload = _stated(row).payload(encoding)
         if payload is None:
             raise UsageError(f"The model {digest[:12]}… is not published in {encoding}")
+        self.check(digest, payload)
         manifest = Manifest(
             layout=self.layout(digest),
             encoding=encoding,
@@ -149,6 +165,46 @@ class Models:
         return federation_pb2.SignedRelease(
             release=row.release, signature=row.signature, manifest=manifest.to_wire()
         )
+
+    def check(self, digest: Digest, payload: ReleasePayload | None = None) -> None:
+        """Check the bytes of a model on disk before they are used or sent.
+
+        A payload in another encoding that is damaged is made again from the exact values.
+
+        Raises:
+            StorageError: the exact values are damaged or gone.
+        """
+        encoded = payload if payload is not None and payload.encoding != "fp32" else None
+        if encoded is not None and _has_digest(
+            self.encoded_path(digest, encoded.encoding), encoded.payload_digest
+        ):
+            return
+        if not _has_digest(self.path(digest), digest):
+            raise StorageError(
+                f"The published model {self.path(digest)} is damaged or gone",
+                next_step="Put the file back from a backup, which mends it at once, or go back to "
+                "an earlier model: coordinator model rollback VERSION.",
+            )
+        if encoded is not None:
+            self._encode(digest, encoded.encoding)
+
+    def damaged_payloads(self, digest: Digest) -> list[ReleasePayload]:
+        """What of a model's payloads in other encodings is damaged or gone."""
+        row = self._journal.model(digest)
+        assert row is not None
+        return [
+            payload
+            for payload in _stated(row).payloads
+            if payload.encoding != "fp32"
+            and not _has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
+        ]
+
+    def _encode(self, digest: Digest, encoding: Encoding) -> None:
+        with (
+            TensorFile(self.path(digest)) as file,
+            replacing(self.encoded_path(digest, encoding)) as out,
+        ):
+            encode(file, file.layout, encoding, out)
 
     async def chunks(
         self, digest: Digest, encoding: Encoding, offset: int
@@ -171,12 +227,13 @@ class Models:
         for row in rows:
             if row.digest not in kept:
                 for path in self._folder.glob(f"{row.digest}.*"):
-                    path.unlink(missing_ok=True)
+                    with faults.step("gc.unlink"):
+                        remove_file(path)
 
     def remove_unfinished(self) -> None:
         """Delete what writes that were cut off have left."""
         for path in self._folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
     def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
         path, start, size = self._payload_place(digest, encoding)
@@ -193,3 +250,27 @@ class Models:
         if not path.exists() or path.stat().st_size != size:
             raise StorageError(f"The payload {path} is missing or truncated")
         return path, 0, size
+
+
+def models_needed(journal: Journal) -> list[str]:
+    """Digests of the models that the run can't go on without: of the newest round, and its bases'.
+
+    The last one's movement, which the next round's checks compare with, needs its base.
+    """
+    rows, run = journal.models(), journal.newest_run()
+    needed = [row.digest for row in rows if (row.run, row.round) == (rows[0].run, rows[0].round)]
+    state = None if run is None else journal.newest_round(run.name)
+    if state is not None:
+        needed += [state.base_digest, state.previous_digest, *state.bases.values()]
+    return list(dict.fromkeys(filter(None, needed)))
+
+
+def _stated(row: ModelRow) -> Release:
+    return release_from_wire(federation_pb2.Release.FromString(row.release))
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    try:
+        return digest_of(path) == digest
+    except StorageError:  # gone, or the disk does not give it back
+        return False

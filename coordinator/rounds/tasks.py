@@ -33,6 +33,11 @@ def task_for(
         return WaitTask(
             reason=f"the run {run.name} is {run.state}", run_finished=run.state == FINISHED
         )
+    if state is not None and silo in state.declined:
+        return WaitTask(
+            reason=f"this silo has declined round {state.number} (policy."
+            f"{state.declined[silo]}); waiting for the next round"
+        )
     if state is not None and state.wants(silo) and silo not in state.refused:
         return train_task(plan, state, silo, now_s)
     if state is not None and silo in state.refused:

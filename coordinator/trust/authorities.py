@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
+from fedreid import faults
 from fedreid.errors import IdentityMissing, TrustError, UsageError
 from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
 from fedreid.names import Digest
@@ -26,6 +27,7 @@ from fedreid.pki.certificates import (
     key_from_pem,
     key_to_pem,
 )
+from fedreid.pki.identity import issued_by
 
 SETTLED, PREPARED, ACTIVATED = "settled", "prepared", "activated"
 """Steps of a roll-over: one authority; a new one trusted beside it; the new one issues."""
@@ -126,7 +128,8 @@ class Authorities:
         """
         self._expect(PREPARED, "There is no prepared authority", "coordinator ca prepare")
         trusted = self._known.state.trusted
-        self._become(_State(trusted=trusted, issuing=trusted[-1]))
+        with faults.step("ca.activate.commit"):
+            self._become(_State(trusted=trusted, issuing=trusted[-1]))
 
     def drop(self) -> None:
         """Trust the old authority no longer, and remove its key.
@@ -169,15 +172,7 @@ def _write_state(folder: Path, state: _State) -> None:
 def _read(folder: Path) -> _Known:
     try:
         state = msgspec.json.decode((folder / _STATE_FILE).read_bytes(), type=_State)
-        authorities = tuple(
-            Authority(
-                certificate=x509.load_pem_x509_certificate(
-                    (folder / name / "certificate.pem").read_bytes()
-                ),
-                key=key_from_pem((folder / name / "key.pem").read_bytes()),
-            )
-            for name in state.trusted
-        )
+        authorities = tuple(_read_one(folder / name) for name in state.trusted)
     except (OSError, ValueError, msgspec.MsgspecError, TrustError) as error:
         raise IdentityMissing(
             f"The federation's authorities in {folder} can't be read",
@@ -189,3 +184,12 @@ def _read(folder: Path) -> _Known:
         authorities=authorities,
         key_ids=frozenset(authority.key_id for authority in authorities),
     )
+
+
+def _read_one(folder: Path) -> Authority:
+    """One authority; ValueError if key and certificate are not each other's."""
+    certificate = x509.load_pem_x509_certificate((folder / "certificate.pem").read_bytes())
+    key = key_from_pem((folder / "key.pem").read_bytes())
+    if certificate.public_key() != key.public_key() or not issued_by(certificate, certificate):
+        raise ValueError(f"key and certificate in {folder} do not fit together")
+    return Authority(certificate=certificate, key=key)

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from coordinator.rounds.journal import Journal, SiloRow
 from fedreid.clock import Clock
 from fedreid.errors import AccessDenied, SiloSuspended, UsageError
-from fedreid.limits import KEY_GRACE_S
+from fedreid.limits import CLOCK_SKEW_S, KEY_GRACE_S
 from fedreid.names import FederationName, Role
 from fedreid.pki.certificates import Holder
 
@@ -57,6 +57,7 @@ class Registry:
         self._clock = clock
         self._issued_here = issued_here
         self._external = external
+        self._restored = journal.restored
         self._silos = {row.name: row for row in journal.silos()}
         self.changing = threading.Lock()
         """Held by whoever changes a silo, so that journal and memory change in one order."""
@@ -145,12 +146,12 @@ class Registry:
     def first_use(self, holder: Holder) -> bool:
         """Whether the silo calls with a renewed key that it has not used before."""
         row = self._silos.get(holder.principal.name)
-        return (
-            holder.principal.role is Role.SILO
-            and row is not None
-            and bool(row.next_key_fingerprint)
-            and row.next_key_fingerprint == holder.key_fingerprint
+        if holder.principal.role is not Role.SILO or row is None:
+            return False
+        renewed = bool(row.next_key_fingerprint) and (
+            row.next_key_fingerprint == holder.key_fingerprint
         )
+        return renewed or self._forgotten(row, holder)
 
     def note_first_use(self, holder: Holder) -> None:
         """From now on the renewed key is the silo's, and the one before it ends; blocks."""
@@ -161,8 +162,11 @@ class Registry:
             self.store(
                 replace(
                     row,
-                    key_fingerprint=row.next_key_fingerprint,
-                    certificate_pem=row.next_certificate_pem,
+                    key_fingerprint=holder.key_fingerprint,
+                    # None for one that the journal has forgotten: nobody asks for it again.
+                    certificate_pem=b""
+                    if self._forgotten(row, holder)
+                    else row.next_certificate_pem,
                     not_after_s=holder.not_after_s,
                     next_key_fingerprint="",
                     next_certificate_pem=b"",
@@ -214,9 +218,25 @@ class Registry:
         known = {row.key_fingerprint, row.next_key_fingerprint}
         if now_s < row.previous_until_s:
             known.add(row.previous_key_fingerprint)
-        if holder.key_fingerprint not in known:
+        if holder.key_fingerprint not in known and not self._forgotten(row, holder):
             raise AccessDenied(
                 f"The silo {row.name} has a newer key",
                 why="its identity was renewed, or somebody joined again under this name",
                 next_step="Use the newest identity, or ask the coordinator's operators.",
             )
+
+    def _forgotten(self, row: SiloRow, holder: Holder) -> bool:
+        """Whether the key was certified here after the backup that the journal comes from.
+
+        The silo has renewed its identity since; without this every silo would be locked out of a
+        coordinator that was restored. Only a newer certificate than the one known is believed.
+        """
+        if self._restored is None or not self._issued_here(holder):
+            return False
+        backed_up_s, restored_s = self._restored
+        return (
+            holder.key_fingerprint != row.key_fingerprint
+            and holder.key_fingerprint != row.next_key_fingerprint
+            and backed_up_s - 1.0 <= holder.not_before_s + CLOCK_SKEW_S < restored_s
+            and holder.not_after_s > row.not_after_s
+        )

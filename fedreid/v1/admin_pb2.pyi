@@ -580,6 +580,56 @@ class ControlRunResponse(_message.Message):
 Global___ControlRunResponse: _TypeAlias = ControlRunResponse  # noqa: Y015
 
 @_typing.final
+class ChangeRunRequest(_message.Message):
+    """Another plan for the current run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_TOML_FIELD_NUMBER: _builtins.int
+    plan_toml: _builtins.str
+    """The whole plan as it shall be, TOML."""
+    def __init__(
+        self,
+        *,
+        plan_toml: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_toml", b"plan_toml"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeRunRequest: _TypeAlias = ChangeRunRequest  # noqa: Y015
+
+@_typing.final
+class ChangeRunResponse(_message.Message):
+    """The plan is changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_ROUND_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    from_round: _builtins.int
+    """The first round that follows the new plan."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is different, a line for each key: "quorum.deadline_s: 60.0 → 30.0"."""
+
+    def __init__(
+        self,
+        *,
+        from_round: _builtins.int = ...,
+        changes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "from_round", b"from_round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeRunResponse: _TypeAlias = ChangeRunResponse  # noqa: Y015
+
+@_typing.final
 class GetRunRequest(_message.Message):
     """Asks for the current run."""
 
@@ -622,7 +672,7 @@ class GetRunResponse(_message.Message):
     rounds_published: _builtins.int
     """Models published by this run, start weights not counted."""
     plan_toml: _builtins.str
-    """The plan, TOML."""
+    """The plan as it was changed last, TOML."""
     model_digest: _builtins.str
     """Digest of the newest published model."""
     @_builtins.property
@@ -726,6 +776,26 @@ class RoundSummary(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class DeclinedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUMBER_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -741,6 +811,7 @@ class RoundSummary(_message.Message):
     UPDATE_NORM_FIELD_NUMBER: _builtins.int
     GATE_MAP_FIELD_NUMBER: _builtins.int
     GATE_BEST_MAP_FIELD_NUMBER: _builtins.int
+    DECLINED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Its number, from 1."""
     phase: _builtins.str
@@ -777,6 +848,10 @@ class RoundSummary(_message.Message):
     def phase_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds spent in each phase."""
 
+    @_builtins.property
+    def declined(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Invited silos that declined the round, each with the key of its policy that forbade it."""
+
     def __init__(
         self,
         *,
@@ -795,10 +870,11 @@ class RoundSummary(_message.Message):
         update_norm: _builtins.float = ...,
         gate_map: _builtins.float | None = ...,
         gate_best_map: _builtins.float | None = ...,
+        declined: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "base_digest", b"base_digest", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "download_bytes", b"download_bytes", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map", "invited", b"invited", "model_digest", b"model_digest", "number", b"number", "participants", b"participants", "phase", b"phase", "phase_seconds", b"phase_seconds", "reason", b"reason", "update_norm", b"update_norm", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "base_digest", b"base_digest", "declined", b"declined", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "download_bytes", b"download_bytes", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map", "invited", b"invited", "model_digest", b"model_digest", "number", b"number", "participants", b"participants", "phase", b"phase", "phase_seconds", b"phase_seconds", "reason", b"reason", "update_norm", b"update_norm", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distillation_loss_after: _TypeAlias = _typing.Literal["distillation_loss_after"]  # noqa: Y015
     _WhichOneofArgType__distillation_loss_after: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after"]  # noqa: Y015

@@ -80,6 +80,11 @@ class AdminStub:
                 request_serializer=fedreid_dot_v1_dot_admin__pb2.ControlRunRequest.SerializeToString,
                 response_deserializer=fedreid_dot_v1_dot_admin__pb2.ControlRunResponse.FromString,
                 _registered_method=True)
+        self.ChangeRun = channel.unary_unary(
+                '/fedreid.v1.Admin/ChangeRun',
+                request_serializer=fedreid_dot_v1_dot_admin__pb2.ChangeRunRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_admin__pb2.ChangeRunResponse.FromString,
+                _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/fedreid.v1.Admin/GetRun',
                 request_serializer=fedreid_dot_v1_dot_admin__pb2.GetRunRequest.SerializeToString,
@@ -179,6 +184,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeRun(self, request, context):
+        """Changes the current run's plan from its next round on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRun(self, request, context):
         """The current or last run, and what it is doing.
         """
@@ -268,6 +280,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ControlRun,
                     request_deserializer=fedreid_dot_v1_dot_admin__pb2.ControlRunRequest.FromString,
                     response_serializer=fedreid_dot_v1_dot_admin__pb2.ControlRunResponse.SerializeToString,
+            ),
+            'ChangeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRun,
+                    request_deserializer=fedreid_dot_v1_dot_admin__pb2.ChangeRunRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_admin__pb2.ChangeRunResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
@@ -544,6 +561,33 @@ class Admin:
             '/fedreid.v1.Admin/ControlRun',
             fedreid_dot_v1_dot_admin__pb2.ControlRunRequest.SerializeToString,
             fedreid_dot_v1_dot_admin__pb2.ControlRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Admin/ChangeRun',
+            fedreid_dot_v1_dot_admin__pb2.ChangeRunRequest.SerializeToString,
+            fedreid_dot_v1_dot_admin__pb2.ChangeRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

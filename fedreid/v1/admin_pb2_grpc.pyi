@@ -51,6 +51,8 @@ class AdminStub:
     """Starts a run from a plan."""
     ControlRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ControlRunRequest, _admin_pb2.ControlRunResponse]
     """Pauses, resumes or stops the current run."""
+    ChangeRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ChangeRunRequest, _admin_pb2.ChangeRunResponse]
+    """Changes the current run's plan from its next round on."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRunRequest, _admin_pb2.GetRunResponse]
     """The current or last run, and what it is doing."""
     ListRounds: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
@@ -87,6 +89,8 @@ class AdminAsyncStub(AdminStub):
     """Starts a run from a plan."""
     ControlRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ControlRunRequest, _admin_pb2.ControlRunResponse]  # type: ignore[assignment]
     """Pauses, resumes or stops the current run."""
+    ChangeRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.ChangeRunRequest, _admin_pb2.ChangeRunResponse]  # type: ignore[assignment]
+    """Changes the current run's plan from its next round on."""
     GetRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRunRequest, _admin_pb2.GetRunResponse]  # type: ignore[assignment]
     """The current or last run, and what it is doing."""
     ListRounds: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]  # type: ignore[assignment]
@@ -174,6 +178,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ControlRunResponse, _abc.Awaitable[_admin_pb2.ControlRunResponse]]:
         """Pauses, resumes or stops the current run."""
+
+    @_abc_1.abstractmethod
+    def ChangeRun(
+        self,
+        request: _admin_pb2.ChangeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ChangeRunResponse, _abc.Awaitable[_admin_pb2.ChangeRunResponse]]:
+        """Changes the current run's plan from its next round on."""
 
     @_abc_1.abstractmethod
     def GetRun(

@@ -142,19 +142,29 @@ class NextTaskRequest(_message.Message):
 
     WAIT_S_FIELD_NUMBER: _builtins.int
     AUTHORITIES_DIGEST_FIELD_NUMBER: _builtins.int
+    NEWEST_VERSION_FIELD_NUMBER: _builtins.int
+    NEWEST_DIGEST_FIELD_NUMBER: _builtins.int
     wait_s: _builtins.float
     """Seconds that the agent is willing to wait; the coordinator may answer sooner."""
     authorities_digest: _builtins.str
     """BLAKE3 of the authorities' certificates that the agent trusts: what it has acknowledged."""
+    newest_version: _builtins.int
+    """The highest version of a model that the agent ever took: it takes no older one. A coordinator
+    that was restored from a backup learns from it which versions it has lost. 0 = none yet.
+    """
+    newest_digest: _builtins.str
+    """Digest of that model."""
     def __init__(
         self,
         *,
         wait_s: _builtins.float = ...,
         authorities_digest: _builtins.str = ...,
+        newest_version: _builtins.int = ...,
+        newest_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities_digest", b"authorities_digest", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities_digest", b"authorities_digest", "newest_digest", b"newest_digest", "newest_version", b"newest_version", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1030,6 +1040,53 @@ class ReportEvaluationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportEvaluationResponse: _TypeAlias = ReportEvaluationResponse  # noqa: Y015
+
+@_typing.final
+class DeclineRequest(_message.Message):
+    """Declines the task of a round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    POLICY_KEY_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Name of the run."""
+    round: _builtins.int
+    """Number of the round."""
+    policy_key: _builtins.str
+    """Key of the silo's policy that forbids the task, such as "rounds_per_day"; at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        round: _builtins.int = ...,
+        policy_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_key", b"policy_key", "round", b"round", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclineRequest: _TypeAlias = DeclineRequest  # noqa: Y015
+
+@_typing.final
+class DeclineResponse(_message.Message):
+    """The round does not wait for the silo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclineResponse: _TypeAlias = DeclineResponse  # noqa: Y015
 
 @_typing.final
 class LeaveRequest(_message.Message):

@@ -71,6 +71,11 @@ class FederationStub:
                 request_serializer=fedreid_dot_v1_dot_federation__pb2.ReportEvaluationRequest.SerializeToString,
                 response_deserializer=fedreid_dot_v1_dot_federation__pb2.ReportEvaluationResponse.FromString,
                 _registered_method=True)
+        self.Decline = channel.unary_unary(
+                '/fedreid.v1.Federation/Decline',
+                request_serializer=fedreid_dot_v1_dot_federation__pb2.DeclineRequest.SerializeToString,
+                response_deserializer=fedreid_dot_v1_dot_federation__pb2.DeclineResponse.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/fedreid.v1.Federation/Leave',
                 request_serializer=fedreid_dot_v1_dot_federation__pb2.LeaveRequest.SerializeToString,
@@ -132,6 +137,13 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Decline(self, request, context):
+        """The silo will not do its task: its round need not wait for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
         """The silo takes no further part.
         """
@@ -176,6 +188,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.ReportEvaluation,
                     request_deserializer=fedreid_dot_v1_dot_federation__pb2.ReportEvaluationRequest.FromString,
                     response_serializer=fedreid_dot_v1_dot_federation__pb2.ReportEvaluationResponse.SerializeToString,
+            ),
+            'Decline': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decline,
+                    request_deserializer=fedreid_dot_v1_dot_federation__pb2.DeclineRequest.FromString,
+                    response_serializer=fedreid_dot_v1_dot_federation__pb2.DeclineResponse.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -374,6 +391,33 @@ class Federation:
             '/fedreid.v1.Federation/ReportEvaluation',
             fedreid_dot_v1_dot_federation__pb2.ReportEvaluationRequest.SerializeToString,
             fedreid_dot_v1_dot_federation__pb2.ReportEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedreid.v1.Federation/Decline',
+            fedreid_dot_v1_dot_federation__pb2.DeclineRequest.SerializeToString,
+            fedreid_dot_v1_dot_federation__pb2.DeclineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,8 @@ class FederationStub:
     """The payload of an opened upload; answered after the update is durably accepted."""
     ReportEvaluation: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]
     """Numbers measured on the silo's own query and gallery."""
+    Decline: _grpc.UnaryUnaryMultiCallable[_federation_pb2.DeclineRequest, _federation_pb2.DeclineResponse]
+    """The silo will not do its task: its round need not wait for it."""
     Leave: _grpc.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]
     """The silo takes no further part."""
 
@@ -73,6 +75,8 @@ class FederationAsyncStub(FederationStub):
     """The payload of an opened upload; answered after the update is durably accepted."""
     ReportEvaluation: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]  # type: ignore[assignment]
     """Numbers measured on the silo's own query and gallery."""
+    Decline: _aio.UnaryUnaryMultiCallable[_federation_pb2.DeclineRequest, _federation_pb2.DeclineResponse]  # type: ignore[assignment]
+    """The silo will not do its task: its round need not wait for it."""
     Leave: _aio.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]  # type: ignore[assignment]
     """The silo takes no further part."""
 
@@ -136,6 +140,14 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.ReportEvaluationResponse, _abc.Awaitable[_federation_pb2.ReportEvaluationResponse]]:
         """Numbers measured on the silo's own query and gallery."""
+
+    @_abc_1.abstractmethod
+    def Decline(
+        self,
+        request: _federation_pb2.DeclineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.DeclineResponse, _abc.Awaitable[_federation_pb2.DeclineResponse]]:
+        """The silo will not do its task: its round need not wait for it."""
 
     @_abc_1.abstractmethod
     def Leave(

@@ -1,6 +1,7 @@
 """How does each type of the contract look in protobuf?"""
 
 import math
+import re
 from typing import TypeVar, get_args
 
 import msgspec
@@ -19,6 +20,7 @@ from fedreid.contract import (
     WaitTask,
 )
 from fedreid.errors import FedreidError, Refusal, UpdateRefused
+from fedreid.limits import POLICY_KEY_CHARACTERS
 from fedreid.names import Digest, RoundNumber, RunName, check_label, is_digest
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Section, TrainingPlan
 from fedreid.v1 import federation_pb2 as pb
@@ -29,6 +31,7 @@ _KIND_TO_WIRE: dict[ModelKind, pb.ModelKind.ValueType] = {
     "local": pb.MODEL_KIND_LOCAL,
     "standalone": pb.MODEL_KIND_STANDALONE,
 }
+_POLICY_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)?")
 _KIND_FROM_WIRE: dict[int, ModelKind] = {value: name for name, value in _KIND_TO_WIRE.items()}
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -159,6 +162,12 @@ def evaluation_from_wire(message: pb.Evaluation) -> EvaluationResult:
         minp=message.minp,
         queries=message.queries,
     ).checked()
+
+
+def policy_key_from_wire(text: str) -> str:
+    """With which key of its policy a silo declines; what can be none becomes ``policy``."""
+    known = len(text) <= POLICY_KEY_CHARACTERS and _POLICY_KEY.fullmatch(text)
+    return text if known else "policy"
 
 
 def release_to_wire(release: Release) -> pb.Release:

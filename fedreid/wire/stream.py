@@ -1,7 +1,8 @@
 """How does a payload get from a file through chunks into a file, and go on after a break?"""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,32 +10,53 @@ from typing import Self
 import blake3
 import google_crc32c
 
+from fedreid import faults
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
-from fedreid.files import sync_folder
-from fedreid.limits import CHUNK_BYTES
+from fedreid.files import remove_file, sync_folder
+from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
 from fedreid.names import Digest
 from fedreid.v1 import tensors_pb2
 from fedreid.work import off_loop
 
 
-def read_chunks(path: Path, *, start: int, size: int, offset: int) -> Iterator[tensors_pb2.Chunk]:
-    """The payload that lies in ``path`` at ``start`` with ``size`` bytes, from ``offset`` on."""
-    with storage_errors("read", path), path.open("rb", buffering=0) as stream:
-        while offset < size:
-            data = os.pread(stream.fileno(), min(CHUNK_BYTES, size - offset), start + offset)
-            if not data:
-                raise StorageError(f"The file {path} has become shorter while it was sent")
-            yield tensors_pb2.Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
-            offset += len(data)
-
-
 async def send_chunks(
     path: Path, *, start: int, size: int, offset: int
 ) -> AsyncIterator[tensors_pb2.Chunk]:
-    """:func:`read_chunks` with reading and checksums off the event loop."""
-    chunks = read_chunks(path, start=start, size=size, offset=offset)
-    while (chunk := await off_loop(next, chunks, None)) is not None:
-        yield chunk
+    """The payload that lies in ``path`` at ``start`` with ``size`` bytes, from ``offset`` on.
+
+    Chunks grow while the line takes them fast, and shrink where it is slow: a chunk is what a
+    break loses, and what the other side waits for before it takes the sender for dead.
+    """
+    clock_s = asyncio.get_running_loop().time
+    chunk_bytes = FIRST_CHUNK_BYTES
+    with storage_errors("read", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while offset < size:
+            count = min(chunk_bytes, size - offset)
+            chunk = await off_loop(_read_chunk, descriptor, path, start, offset, count)
+            given_s = clock_s()
+            yield chunk
+            chunk_bytes = _next_size(chunk_bytes, clock_s() - given_s)
+            offset += len(chunk.data)
+    finally:
+        os.close(descriptor)
+
+
+def _read_chunk(
+    descriptor: int, path: Path, start: int, offset: int, count: int
+) -> tensors_pb2.Chunk:
+    with storage_errors("read", path):
+        data = os.pread(descriptor, count, start + offset)
+    if not data:
+        raise StorageError(f"The file {path} has become shorter while it was sent")
+    return tensors_pb2.Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
+
+
+def _next_size(chunk_bytes: int, took_s: float) -> int:
+    if took_s > SLOW_CHUNK_S:
+        return max(chunk_bytes // 2, LEAST_CHUNK_BYTES)
+    return min(chunk_bytes * 2, CHUNK_BYTES) if took_s < SLOW_CHUNK_S / 4 else chunk_bytes
 
 
 class PartialFile:
@@ -113,15 +135,14 @@ class PartialFile:
         if self._hasher.hexdigest() != digest:
             self.discard()
             raise UpdateRefused(Refusal.DIGEST, "The payload has another digest than announced")
-        with storage_errors("write", self.path):
+        with storage_errors("write", self.path), faults.step("payload.sync"):
             os.fsync(self._descriptor)
             sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove the file."""
         self.close()
-        with storage_errors("remove", self.path):
-            self.path.unlink(missing_ok=True)
+        remove_file(self.path)
 
     def _take_up(self) -> None:
         held = os.fstat(self._descriptor).st_size

@@ -186,6 +186,21 @@ def test_a_model_in_bf16_is_decoded(cache: ModelCache, tmp_path: Path) -> None:
     assert read["bn.running_var"].tobytes() == tensors()["bn.running_var"].tobytes()
 
 
+@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+def test_a_model_that_is_damaged_on_the_disk_is_fetched_again(
+    cache: ModelCache, tmp_path: Path, encoding: Encoding
+) -> None:
+    stub = serving(tmp_path, encoding=encoding)
+    held = fetched(cache, stub, encoding)
+    whole = Path(held.path).read_bytes()
+    Path(held.path).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert fetched(cache, stub, encoding) == held
+    assert Path(held.path).read_bytes() == whole
+    assert stub.offsets == [0, 0]
+    fetched(cache, stub, encoding)
+    assert stub.offsets == [0, 0]
+
+
 def test_nothing_but_the_model_and_its_notes_stays(
     cache: ModelCache, folders: Folders, tmp_path: Path
 ) -> None:

@@ -48,6 +48,16 @@ def test_a_trained_round_is_found_again_after_a_restart(outbox: Outbox, tmp_path
     assert (again.folder(ROUND) / "private" / "classifier").read_bytes() == b"never leaves"
 
 
+def test_the_last_round_is_owed_until_its_delivery_is_noted(outbox: Outbox) -> None:
+    assert outbox.undelivered() is None
+    trained(outbox, numbered(6))
+    assert outbox.undelivered() == numbered(6)
+    outbox.note_delivered(numbered(6))
+    assert outbox.undelivered() is None
+    trained(outbox, numbered(6))  # anew: the one that was delivered is gone
+    assert outbox.undelivered() == numbered(6)
+
+
 def test_a_round_that_is_still_trained_is_not_there(outbox: Outbox) -> None:
     built = outbox.begin("spring", 7)
     (built / UPDATE_FILE).write_bytes(b"half")
@@ -175,3 +185,27 @@ def test_what_the_round_led_to_is_the_newest_global_figure(outbox: Outbox) -> No
     outbox.note_published(finished, msgspec.structs.replace(RESULT, model="global", map=0.9))
     last = outbox.figures(finished)[-1]
     assert (last.round, last.result.model, last.result.map) == (7, "global", 0.9)
+
+
+# Damage
+
+
+def test_a_round_that_is_damaged_on_the_disk_is_known_to_be(outbox: Outbox) -> None:
+    folder = outbox.folder(trained(outbox, ROUND))
+    assert outbox.damaged(folder) == []
+    (folder / UPDATE_FILE).write_bytes(b"updatf")
+    (folder / "private" / "classifier").unlink()
+    assert outbox.damaged(folder) == ["private/classifier", UPDATE_FILE]
+    (folder / "digests.json").write_bytes(b"{")
+    assert outbox.damaged(folder) == ["digests.json"]
+
+
+def test_a_round_from_before_digests_were_kept_is_believed(outbox: Outbox) -> None:
+    folder = outbox.folder(trained(outbox, ROUND))
+    (folder / "digests.json").unlink()
+    assert outbox.damaged(folder) == []
+
+
+def test_figures_that_are_added_later_are_no_damage(outbox: Outbox) -> None:
+    outbox.note_published(trained(outbox, ROUND), RESULT)
+    assert outbox.damaged(outbox.folder(ROUND)) == []

@@ -1,5 +1,6 @@
 """Is what the journal acknowledged still there, whole, after it is opened again?"""
 
+import random
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from coordinator.rounds.journal import (
     RunRow,
     SiloRow,
     TokenRow,
+    check_not_set_back,
 )
 from coordinator.rounds.machine import Phase, TimePassed, advance
 from fedreid.contract import EvaluationResult
@@ -222,6 +224,8 @@ def test_a_round_and_the_model_that_it_published_come_together(journal: Journal)
         journal.save_round(ended, [model(1)])
     assert journal.newest_round("spring") == before
     journal.save_round(ended, [model(2)])
+    assert journal.round("spring", before.number) == ended
+    assert journal.round("spring", before.number + 1) is None
     stored = journal.newest_round("spring")
     assert stored is not None
     assert stored.phase is Phase.SKIPPED
@@ -276,7 +280,7 @@ def test_many_threads_write_one_after_the_other_and_lose_nothing(journal: Journa
 
 def test_a_file_that_is_no_journal_is_a_storage_error(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
-    with pytest.raises(StorageError, match="can't be read or written"):
+    with pytest.raises(StorageError, match="is damaged: file is not a database"):
         Journal(path)
 
 
@@ -292,6 +296,108 @@ def test_a_journal_with_damaged_pages_is_a_storage_error(path: Path) -> None:
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     with pytest.raises(StorageError):
         everything(Journal(path))
+
+
+@pytest.mark.parametrize(
+    ("write_ahead", "bytes_changed"),
+    [
+        (False, 40),
+        (True, 40),
+        pytest.param(False, 4000, marks=pytest.mark.slow),
+        pytest.param(True, 4000, marks=pytest.mark.slow),
+    ],
+)
+def test_a_byte_that_has_changed_is_told_and_never_read_as_truth(
+    tmp_path: Path, write_ahead: bool, bytes_changed: int
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path)
+    fill(journal)
+    truth, commits = everything(journal), journal.commits
+    if not write_ahead:
+        journal.close()
+    files = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    journal.close()
+    changed = path.with_name(path.name + "-wal") if write_ahead else path
+    size, told = len(files[changed]), 0
+    where = random.Random(5)
+    for at in [where.randrange(size) for _ in range(bytes_changed)]:
+        for each in tmp_path.iterdir():
+            each.unlink()
+        for each, whole in files.items():
+            damaged = bytearray(whole)
+            if each == changed:
+                damaged[at] ^= 1 << where.randrange(8)
+            each.write_bytes(damaged)
+        told += not read_as(truth, commits, path)
+    print(f"{told} of {bytes_changed} changed bytes were told, the others changed nothing")
+    assert told > 0
+
+
+def read_as(truth: tuple[object, ...], commits: int, path: Path) -> bool:
+    """Whether a journal tells the truth; anything else but an error fails."""
+    try:
+        journal = Journal(path)
+    except StorageError:
+        return False
+    try:
+        check_not_set_back(journal, commits)
+        assert everything(journal) == truth
+    except StorageError:
+        return False
+    finally:
+        journal.close()
+    return True
+
+
+def test_a_journal_whose_newest_commits_are_cut_off_is_known_to_be_old(path: Path) -> None:
+    journal = Journal(path)
+    fill(journal)
+    log = path.with_name(path.name + "-wal")
+    before = log.read_bytes()
+    journal.save_silo(replace(NORTH, state="revoked"))
+    commits, main = journal.commits, path.read_bytes()
+    journal.close()
+    path.write_bytes(main)
+    log.write_bytes(before)
+    old = Journal(path)
+    assert old.silos() == [NORTH]
+    with pytest.raises(StorageError, match="older than the audit log"):
+        check_not_set_back(old, commits)
+    check_not_set_back(old, commits - 1)
+    old.close()
+
+
+def test_a_journal_from_before_there_were_seals_is_read_and_sealed_from_now_on(path: Path) -> None:
+    journal = Journal(path)
+    fill(journal)
+    told = everything(journal)
+    journal.close()
+    with sqlite3.connect(path) as raw:
+        for (table,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            if table not in ("marks", "sqlite_sequence"):
+                raw.execute(f"ALTER TABLE {table} DROP COLUMN seal")
+        raw.execute("DROP TABLE marks")
+        raw.execute("PRAGMA user_version = 1")
+    again = Journal(path)
+    assert everything(again) == told
+    again.save_silo(NORTH)
+    again.close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE silos SET state = 'revoked'")
+    with pytest.raises(StorageError, match="table silos"):
+        Journal(path).silos()
+
+
+def test_a_copy_is_whole_while_others_write(journal: Journal, tmp_path: Path) -> None:
+    fill(journal)
+    journal.copy_to(tmp_path / "copy.sqlite")
+    told = everything(journal)
+    journal.save_silo(replace(NORTH, state="revoked"))
+    copy = Journal(tmp_path / "copy.sqlite")
+    assert everything(copy) == told
+    assert copy.commits == journal.commits - 1
+    copy.close()
 
 
 def test_a_row_that_is_damaged_is_a_storage_error(journal: Journal, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Does every schedule of events end a round as the design says?"""
 
 import itertools
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -11,17 +12,20 @@ from coordinator.rounds.machine import (
     ENDED,
     Abandoned,
     Aggregated,
+    Declined,
     Distilled,
     Evaluated,
     Event,
     Phase,
     Published,
+    ResultsLost,
     RoundState,
     Rules,
     SiloGone,
     TimePassed,
     UpdateAccepted,
     UpdateRejected,
+    UpdatesLost,
     advance,
 )
 from tests.coordinator.rounds.states import BEGAN_S, DEADLINE_S, PHASE_S, opened, rules, update
@@ -316,6 +320,7 @@ EVENTS: list[Event] = [
     update("a"),
     update("zzz"),
     UpdateRejected(silo="a", reason="norm"),
+    Declined(silo="a", policy_key="tensors"),
     SiloGone(silo="a"),
     TimePassed(),
     TimePassed(problem="late"),
@@ -366,7 +371,10 @@ silos = some.sampled_from([*SILOS, "stranger"])
 events = some.one_of(
     some.builds(update, silos, digest=some.sampled_from(["d" * 64, "e" * 64])),
     some.builds(UpdateRejected, silo=silos, reason=some.just("norm")),
+    some.builds(Declined, silo=silos, policy_key=some.just("tensors")),
     some.builds(SiloGone, silo=silos),
+    some.builds(UpdatesLost, silos=some.tuples(silos)),
+    some.just(ResultsLost()),
     some.just(TimePassed()),
     some.just(AGGREGATED),
     some.just(DISTILLED),
@@ -447,3 +455,109 @@ def test_a_state_read_back_from_the_journal_goes_on_the_same(
             msgspec.json.decode(msgspec.json.encode(replayed), type=RoundState), event, by, now_s
         )
     assert replayed == state
+
+
+# Updates that the disk has lost
+
+
+@pytest.mark.parametrize("phase", [Phase.AGGREGATING, Phase.DISTILLING])
+def test_a_lost_update_is_asked_for_again_and_then_nothing_has_changed(phase: Phase) -> None:
+    state, by = in_phase(phase)
+    lost = advance(state, UpdatesLost(silos=("a",)), by, BEGAN_S + 1)
+    assert lost.phase is Phase.COLLECTING
+    assert lost.wants("a") and not lost.wants("b")
+    assert lost.deadline_s == BEGAN_S + DEADLINE_S
+    again = after(lost, update("a"), by=by, now_s=BEGAN_S + 2)
+    assert again.phase is Phase.AGGREGATING
+    assert again.updates == state.updates
+    assert again.weights == {}
+
+
+def test_a_lost_update_that_does_not_come_in_time_is_done_without() -> None:
+    by = rules()
+    state = after(opened("a", "b", "c", by=by), update("a"), update("b"), update("c"), by=by)
+    lost = advance(state, UpdatesLost(silos=("a",)), by, BEGAN_S + 1)
+    closed = advance(lost, TimePassed(), by, BEGAN_S + DEADLINE_S)
+    assert closed.phase is Phase.AGGREGATING
+    assert [one.silo for one in closed.updates] == ["b", "c"]
+
+
+def test_an_update_that_is_lost_after_the_deadline_does_not_count_any_more() -> None:
+    by, late_s = rules(), BEGAN_S + DEADLINE_S
+    state = after(opened("a", "b", "c", "d", by=by), update("a"), update("b"), update("c"), by=by)
+    state = advance(state, TimePassed(), by, late_s)
+    without = advance(state, UpdatesLost(silos=("a",)), by, late_s + 1)
+    assert without.phase is Phase.AGGREGATING
+    assert [one.silo for one in without.updates] == ["b", "c"]
+    failed = advance(without, UpdatesLost(silos=("b", "c")), by, late_s + 2)
+    assert failed.phase is Phase.FAILED
+    assert "no quorum without b, c, lost on the coordinator's disk" in failed.reason
+
+
+def test_a_lost_update_that_no_longer_counts_changes_nothing() -> None:
+    state, by = in_phase(Phase.DISTILLING)
+    assert advance(state, UpdatesLost(silos=("z",)), by, BEGAN_S + 1) == state
+
+
+@pytest.mark.parametrize("phase", [Phase.DISTILLING, Phase.EVALUATING, Phase.PUBLISHING])
+def test_a_lost_model_of_the_round_is_made_again_and_then_nothing_has_changed(phase: Phase) -> None:
+    by = rules(distils=True, evaluates=True)
+    made = replace(AGGREGATED, results={"aggregate": "a" * 64})
+    distilled = replace(DISTILLED, results={"distilled": "d" * 64})
+    steps = {**COMPLETING, Phase.AGGREGATING: made, Phase.DISTILLING: distilled}
+
+    def until(state: RoundState, wanted: Phase) -> RoundState:
+        while state.phase is not wanted:
+            state = advance(state, steps[state.phase], by, BEGAN_S)
+        return state
+
+    state = until(after(opened("a", "b", by=by), update("a"), update("b"), by=by), phase)
+    lost = advance(state, ResultsLost(), by, BEGAN_S)
+    assert lost.phase is Phase.AGGREGATING and lost.results == {} and lost.weights == {}
+    assert lost.updates == state.updates
+    again = until(lost, phase)
+    same = msgspec.structs.replace(state, made_again=1, phase_seconds=again.phase_seconds)
+    assert again == same
+
+
+def test_a_model_that_is_lost_again_and_again_ends_the_round() -> None:
+    by = rules()
+    state = after(opened("a", "b", by=by), update("a"), update("b"), by=by)
+    made = replace(AGGREGATED, results={"aggregate": "a" * 64})
+    while not state.ended:
+        state = after(state, made, ResultsLost(), by=by)
+    assert state.phase is Phase.FAILED
+    assert "damaged on the coordinator's disk 3 times" in state.reason
+
+
+# Silos that decline
+
+
+def test_a_round_does_not_wait_for_a_silo_that_has_declined_it() -> None:
+    by = rules()
+    state = after(opened("a", "b", "c"), update("a"), update("b"), by=by)
+    assert state.phase is Phase.COLLECTING
+    closed = advance(state, Declined(silo="c", policy_key="rounds_per_day"), by, BEGAN_S + 1)
+    assert closed.phase is Phase.AGGREGATING
+    assert closed.declined == {"c": "rounds_per_day"} and closed.invited == ("a", "b", "c")
+
+
+def test_a_round_that_too_many_decline_is_skipped_at_once() -> None:
+    by = rules(min_silos=2)
+    declined = [Declined(silo=silo, policy_key="backbones") for silo in ("b", "c")]
+    state = after(opened("a", "b", "c"), *declined, by=by)
+    assert state.phase is Phase.COLLECTING  # a may still come
+    assert advance(state, update("a"), by, BEGAN_S).phase is Phase.SKIPPED
+
+
+def test_who_has_declined_may_still_think_better_of_it_until_the_round_closes() -> None:
+    by = rules()
+    state = after(opened("a", "b"), Declined(silo="a", policy_key="tensors"), update("a"), by=by)
+    assert state.declined == {} and state.accepted("a") is not None
+
+
+@pytest.mark.parametrize("silo", ["b", "stranger"])
+def test_who_has_delivered_or_was_not_invited_declines_nothing(silo: str) -> None:
+    by = rules()
+    state = after(opened("a", "b", "c"), update("b"), by=by)
+    assert advance(state, Declined(silo=silo, policy_key="tensors"), by, BEGAN_S) == state

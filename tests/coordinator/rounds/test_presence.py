@@ -63,3 +63,13 @@ def test_a_clock_that_is_set_back_makes_nobody_vanish(clock: FakeClock) -> None:
     presence.seen(NORTH)
     clock.move(-3600)
     assert presence.present() == [NORTH]
+
+
+def test_who_said_that_it_goes_silent_is_not_there_until_it_calls_again(clock: FakeClock) -> None:
+    presence = Presence(clock)
+    presence.seen(NORTH, agent_version="1.2")
+    presence.away(NORTH)
+    assert presence.present() == []
+    assert presence.of(NORTH).agent_version == "1.2"
+    presence.seen(NORTH)
+    assert presence.present() == [NORTH]

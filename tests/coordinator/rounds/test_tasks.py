@@ -7,6 +7,7 @@ from coordinator.rounds.journal import RunRow
 from coordinator.rounds.machine import (
     Abandoned,
     Aggregated,
+    Declined,
     Published,
     RoundState,
     TimePassed,
@@ -189,3 +190,11 @@ def test_a_measurement_is_awaited_only_of_a_published_model() -> None:
     assert not evaluation_awaited(PLAN, published(), "a", {(7, "a")})
     assert evaluation_awaited(PLAN, published(), "a", {(6, "a"), (7, "b")})
     assert not evaluation_awaited(PLAN, opened(), "a", set())
+
+
+def test_a_silo_that_has_declined_a_round_waits_for_the_next() -> None:
+    by = rules()
+    state = advance(opened(), Declined(silo="a", policy_key="bytes_per_day"), by, BEGAN_S)
+    given = task(state)
+    assert isinstance(given, WaitTask) and "policy.bytes_per_day" in given.reason
+    assert isinstance(task(state, silo="b"), TrainTask)

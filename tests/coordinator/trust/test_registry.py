@@ -1,5 +1,7 @@
 """May this certificate act now? Asked at every moment of a silo's life."""
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
@@ -181,3 +183,69 @@ def test_silos_are_listed_by_name(
     for name in ("c", "a", "b"):
         registered(journal, registry, federation.leaf(Role.SILO, name))
     assert [row.name for row in registry.silos()] == ["a", "b", "c"]
+
+
+# After a restore
+
+
+def restored(
+    journal: Journal, federation: Federation, clock: FakeClock, *, backed_up_s: float
+) -> Registry:
+    """The registry of a journal that was restored a minute later from a backup of then."""
+    journal.mark_restored(backed_up_s=backed_up_s, restored_s=backed_up_s + 60.0)
+    clock.now = backed_up_s + 60.0
+    return Registry(journal, federation.name, clock)
+
+
+def later(federation: Federation, seconds: float, *, life_s: float = 2 * HOUR_S) -> Holder:
+    """The holder of a certificate that north got later."""
+    issuing = replace(federation, now_s=federation.now_s + seconds)
+    return issuing.leaf(Role.SILO, "north", life_s=life_s).holder()
+
+
+def test_a_key_that_was_renewed_after_the_backup_is_taken_up(
+    journal: Journal, registry: Registry, federation: Federation, clock: FakeClock
+) -> None:
+    registered(journal, registry, federation.leaf(Role.SILO, "north"))
+    renewed = later(federation, 30.0)
+    assert "newer key" in denied(registry, renewed)
+    again = restored(journal, federation, clock, backed_up_s=federation.now_s)
+    again.check(renewed)
+    assert again.first_use(renewed)
+    again.note_first_use(renewed)
+    row = again.known("north")
+    assert (row.key_fingerprint, row.not_after_s) == (renewed.key_fingerprint, renewed.not_after_s)
+    assert not again.first_use(renewed)
+    again.check(renewed)
+
+
+@pytest.mark.parametrize(
+    ("issued_s", "life_s"),
+    [
+        (-30.0, 2 * HOUR_S),  # before the backup: replaced when it was made
+        (90.0, 2 * HOUR_S),  # after the restore: the journal would know it
+        (30.0, HOUR_S / 2),  # not newer than the one that is known
+    ],
+)
+def test_no_other_unknown_key_is_taken_up_after_a_restore(
+    journal: Journal,
+    registry: Registry,
+    federation: Federation,
+    clock: FakeClock,
+    issued_s: float,
+    life_s: float,
+) -> None:
+    registered(journal, registry, federation.leaf(Role.SILO, "north"))
+    again = restored(journal, federation, clock, backed_up_s=federation.now_s)
+    holder = later(federation, issued_s, life_s=life_s)
+    assert "newer key" in denied(again, holder)
+    assert not again.first_use(holder)
+
+
+def test_a_silo_that_was_kept_out_at_the_backup_stays_out_with_a_newer_key(
+    journal: Journal, registry: Registry, federation: Federation, clock: FakeClock
+) -> None:
+    registered(journal, registry, federation.leaf(Role.SILO, "north"))
+    registry.set_state("north", REVOKED)
+    again = restored(journal, federation, clock, backed_up_s=federation.now_s)
+    assert "is revoked" in denied(again, later(federation, 30.0))

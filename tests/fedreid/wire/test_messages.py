@@ -21,6 +21,7 @@ from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.messages import (
     evaluation_from_wire,
     evaluation_to_wire,
+    policy_key_from_wire,
     release_from_wire,
     release_to_wire,
     report_from_wire,
@@ -248,3 +249,13 @@ def test_a_release_with_an_encoding_of_a_newer_coordinator_can_still_be_used() -
     message.payloads.add(encoding=77, payload_digest=DIGEST)
     message.payloads.add(encoding=1, payload_digest=DIGEST)
     assert release_from_wire(message).payload("fp32") is not None
+
+
+@pytest.mark.parametrize("key", ["rounds_per_day", "privacy.epsilon_budget"])
+def test_a_silo_declines_with_a_key_of_its_policy(key: str) -> None:
+    assert policy_key_from_wire(key) == key
+
+
+@pytest.mark.parametrize("text", ["", "a b", "cam1/0001.jpg", "x" * 65, "a.b.c", "Ü", "a\n"])
+def test_what_can_be_no_policy_key_is_not_kept(text: str) -> None:
+    assert policy_key_from_wire(text) == "policy"

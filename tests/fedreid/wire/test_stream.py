@@ -12,10 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from fedreid.errors import Refusal, StorageError, UpdateRefused
-from fedreid.limits import CHUNK_BYTES
+from fedreid.limits import (
+    CHUNK_BYTES,
+    FIRST_CHUNK_BYTES,
+    KIB,
+    LEAST_CHUNK_BYTES,
+    MESSAGE_IDLE_S,
+)
 from fedreid.names import Digest
 from fedreid.v1 import tensors_pb2
-from fedreid.wire.stream import PartialFile, read_chunks, send_chunks
+from fedreid.wire.stream import PartialFile, send_chunks
 
 PAYLOAD = bytes(range(256)) * 4
 PREFIX = b"header--"
@@ -230,30 +236,60 @@ def test_a_full_disk_is_a_storage_error_and_the_next_attempt_goes_on(
     assert path.read_bytes() == PREFIX + PAYLOAD
 
 
+def sent(
+    path: Path, *, start: int, size: int, offset: int, bytes_per_s: float = 1e9
+) -> list[tensors_pb2.Chunk]:
+    """All chunks of a payload, over a line that takes so much in each second of a made-up clock."""
+    chunks: list[tensors_pb2.Chunk] = []
+
+    async def send() -> None:
+        loop, taken_s = asyncio.get_running_loop(), 0.0
+        loop.time = lambda: taken_s  # type: ignore[method-assign]
+        async for chunk in send_chunks(path, start=start, size=size, offset=offset):
+            chunks.append(chunk)
+            taken_s += len(chunk.data) / bytes_per_s
+
+    asyncio.run(send())
+    return chunks
+
+
 def test_chunks_are_read_from_any_offset_and_none_is_above_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "payload"
     payload = os.urandom(2 * CHUNK_BYTES + 17)
     path.write_bytes(b"front" + payload + b"behind")
     for offset in (0, 1, CHUNK_BYTES, len(payload) - 1, len(payload), len(payload) + 5):
-        chunks = list(read_chunks(path, start=5, size=len(payload), offset=offset))
+        chunks = sent(path, start=5, size=len(payload), offset=offset)
         assert b"".join(c.data for c in chunks) == payload[offset:]
         assert all(len(c.data) <= CHUNK_BYTES for c in chunks)
         assert all(google_crc32c.value(c.data) == c.crc32c for c in chunks)
-        assert [c.offset for c in chunks] == list(range(offset, len(payload), CHUNK_BYTES))
+        ends = [c.offset + len(c.data) for c in chunks]
+        assert [c.offset for c in chunks] == [offset, *ends][: len(chunks)]
 
 
 def test_a_file_that_became_shorter_while_it_was_sent_is_a_storage_error(tmp_path: Path) -> None:
     path = tmp_path / "payload"
     path.write_bytes(b"x" * 10)
     with pytest.raises(StorageError, match="shorter"):
-        list(read_chunks(path, start=0, size=11, offset=0))
+        sent(path, start=0, size=11, offset=0)
 
 
-def test_sending_off_the_event_loop_gives_the_same_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bytes_per_s", "largest", "last"),
+    [
+        (1e9, CHUNK_BYTES, CHUNK_BYTES),
+        (1e5, 128 * KIB, 128 * KIB),
+        (8e3, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES),
+        (100, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES),
+    ],
+    ids=["8 Gbit/s", "800 kbit/s", "64 kbit/s", "0.8 kbit/s"],
+)
+def test_chunks_are_as_large_as_the_line_takes_in_a_few_seconds(
+    tmp_path: Path, bytes_per_s: float, largest: int, last: int
+) -> None:
     path = tmp_path / "payload"
-    path.write_bytes(PAYLOAD)
-
-    async def sent() -> list[tensors_pb2.Chunk]:
-        return [c async for c in send_chunks(path, start=4, size=100, offset=10)]
-
-    assert asyncio.run(sent()) == list(read_chunks(path, start=4, size=100, offset=10))
+    path.write_bytes(os.urandom(6 * CHUNK_BYTES))
+    chunks = sent(path, start=0, size=6 * CHUNK_BYTES, offset=0, bytes_per_s=bytes_per_s)
+    sizes = [len(chunk.data) for chunk in chunks[:-1]]
+    assert max(sizes) == largest and sizes[-1] == last
+    if bytes_per_s >= 8e3:
+        assert max(sizes) / bytes_per_s < MESSAGE_IDLE_S / 4

@@ -6,7 +6,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 
 from fedreid.errors import ConfigRefused
 
@@ -25,23 +25,32 @@ class _Quiet(WSGIRequestHandler):
 class Health:
     """Serves /livez, /readyz, /startupz and /metrics in a thread of its own."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Bind the port.
+    def __init__(
+        self,
+        address: str,
+        *,
+        ready: Callable[[], bool],
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        """Bind ``HOST:PORT``; ``ready`` is asked whether the program does what it is there for.
 
         Raises:
             ConfigRefused: it is taken, or not ours to bind.
         """
-        self.ready = False
-        self._metrics = make_wsgi_app()
+        self._ready = ready
+        self._problem = ""
+        self._metrics = make_wsgi_app(registry)
+        host, _, port = address.rpartition(":")
         try:
             self._server = make_server(
-                host, port, self._answer, server_class=_Server, handler_class=_Quiet
-            )
-        except OSError as error:
+                host.strip("[]"), int(port), self._answer, server_class=_Server,
+                handler_class=_Quiet,
+            )  # fmt: skip
+        except (OSError, ValueError, OverflowError) as error:
             raise ConfigRefused(
-                f"Can't serve metrics on {host}:{port}",
-                why=error.strerror or str(error),
-                next_step="Choose another address with --metrics.",
+                f"Can't serve metrics on {address}",
+                why=getattr(error, "strerror", None) or str(error),
+                next_step="Choose another HOST:PORT with --metrics.",
             ) from error
         self.port = int(self._server.server_port)
         self._thread = threading.Thread(target=self._server.serve_forever, name="health")
@@ -49,6 +58,10 @@ class Health:
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
+
+    def tell_problem(self, problem: str) -> None:
+        """Let /readyz say why the coordinator can't do its work; nothing: it can."""
+        self._problem = problem
 
     def close(self) -> None:
         """Stop answering and release the port."""
@@ -62,11 +75,13 @@ class Health:
             exposition: Iterable[bytes] = self._metrics(environ, start_response)
             return exposition
         plain = [("Content-Type", "text/plain; charset=utf-8")]
-        if path == "/livez" or (path in ("/readyz", "/startupz") and self.ready):
+        ready = self._ready()
+        whole = ready and not self._problem
+        if path == "/livez" or (path == "/startupz" and ready) or (path == "/readyz" and whole):
             start_response("200 OK", plain)
             return [b"ok\n"]
         if path in ("/readyz", "/startupz"):
             start_response("503 Service Unavailable", plain)
-            return [b"not ready\n"]
+            return [f"{self._problem or 'not ready'}\n".encode()]
         start_response("404 Not Found", plain)
         return [b"not found\n"]
