@@ -396,7 +396,9 @@ class Conductor:
             await _wait(changed, min(max(left_s, 0.0), _IDLE_S))
             await self.apply(TimePassed())
         else:
-            await self._do_phase(self.round)
+            await self.apply(TimePassed())
+            if not self.round.ended:
+                await self._do_phase(self.round)
 
     async def _go_on(self) -> bool:
         """Finish the run or open its next round; False if there is nothing to do yet."""
