@@ -502,6 +502,8 @@ class Conductor:
 
     async def _phase_failed(self, state: RoundState, error: FedreidError, left_s: float) -> None:
         """Try again later what people can mend; give up what fails again by itself."""
+        if self.round is None or self.round.ended:
+            return  # given up meanwhile: its files were taken away from under the job
         if isinstance(error, JobFailed):
             self._failed_jobs += 1
             if self._failed_jobs >= JOB_ATTEMPTS:
