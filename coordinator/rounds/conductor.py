@@ -127,6 +127,7 @@ class Conductor:
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()
+        self._late: set[tuple[str, int]] = set()
         self._plans = Plans(self._journal, self.run)
         if self.run is None:
             return
@@ -304,6 +305,16 @@ class Conductor:
         await off_loop(self._registry.set_state, silo, state, reason)
         await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
         await self.apply(SiloGone(silo=silo))
+
+    async def note_late(self, silo: SiloName, run: str, number: int) -> bool:
+        """Write down that a silo's update of a round came too late; whether that was news."""
+        newest = 0 if self.round is None else self.round.number
+        known = self.run is not None and run == self.run.name and 1 <= number <= newest
+        if not known or (silo, number) in self._late:
+            return False
+        self._late.add((silo, number))
+        await off_loop(self._audit.append, "update.late", run=run, round=number, silo=silo)
+        return True
 
     async def decline(self, silo: SiloName, run: str, number: int, policy_key: str) -> None:
         """A silo will not do its task of a round, and will be silent: nobody waits for it."""
