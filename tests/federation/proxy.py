@@ -70,27 +70,17 @@ class Proxy:
 
     def partition(self) -> None:
         """Let nothing through, not even an end, until healed; nobody is told."""
-        self._call(self._open.clear)
+        self._call(self.part)
+
+    def part(self, heals_after_s: float | None = None) -> None:
+        """:meth:`partition`, for what is done in the proxy's own thread; may heal by itself."""
+        self._open.clear()
+        if heals_after_s is not None:
+            self._loop.call_later(heals_after_s, self._open.set)
 
     def heal(self) -> None:
         """Let through again, what has been waiting first."""
         self._call(self._open.set)
-
-    def partition_now(self) -> None:
-        """:meth:`partition`, for what is done in the proxy's own thread."""
-        self._open.clear()
-
-    def partition_for(self, seconds: float) -> threading.Event:
-        """A partition that heals by itself; the event says when."""
-        healed = threading.Event()
-
-        def heal() -> None:
-            self._open.set()
-            healed.set()
-
-        self._call(self._open.clear)
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, heal)
-        return healed
 
     def cut(self) -> None:
         """Break every connection off, at both ends; what is on its way is lost."""
