@@ -99,6 +99,10 @@ class Linked:
         """Let the run end, and check all that was promised."""
         self.control("resume")
         self.until(finished)
+        return self.ended(rounds, expected)
+
+    def ended(self, rounds: int, expected: Digests) -> list[admin_pb2.RoundSummary]:
+        """Check all that was promised of a run that has ended."""
         with self.local.admin() as admin:
             found = list(admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds)
         self.check(expected)
