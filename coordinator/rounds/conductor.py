@@ -1,13 +1,16 @@
 """Who makes a round go on? The conductor: it does what a phase asks for, and tells the machine.
 
 The journal is written before memory changes and before anybody is answered, so a restarted
-coordinator finds itself in the same phase of the same round and does it again.
+coordinator finds itself in the same phase of the same round and does it again. Memory follows at
+once, before the audit log is written: a disk that fills up there must not let the two part.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from coordinator import metrics
 from coordinator.folders import Folders
@@ -59,7 +62,7 @@ from fedreid.errors import (
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import remove_folder
+from fedreid.files import remove_folder, sync_folder
 from fedreid.limits import (
     FAILED_ROUNDS_IN_A_ROW,
     GATHER_S,
@@ -145,6 +148,9 @@ class Conductor:
         for folder in self._folders.rounds():
             if folder.name != kept:
                 remove_folder(folder)
+            else:  # or a power cut could still take it, with updates that were synced in it
+                sync_folder(folder.parent)
+        sync_folder(self._folders.root)
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
@@ -381,7 +387,8 @@ class Conductor:
         if not known or (silo, number) in self._late:
             return False
         self._late.add((silo, number))
-        await off_loop(self._audit.append, "update.late", run=run, round=number, silo=silo)
+        self._chronicle.append("update.late", run=run, round=number, silo=silo)
+        await off_loop(self._chronicle.settle)
         return True
 
     async def decline(self, silo: SiloName, run: str, number: int, policy_key: str) -> None:
@@ -475,6 +482,9 @@ class Conductor:
             self._left_over.pop()
         changed = self._changed
         if self.run is None or self.run.state not in (RUNNING, PAUSED):
+            if self.run is not None and self.round is not None and not self.round.ended:
+                # Stopped, and a crash or a full disk came before the round was given up.
+                await self.apply(Abandoned(reason=self.run.reason))
             self.activity = "waiting for a run to be started"
             await _wait(changed, _IDLE_S)
         elif self.round is None or self.round.ended:
@@ -673,10 +683,9 @@ class Conductor:
         assert self.run is not None
         with faults.step("run.commit"):
             await off_loop(self._journal.set_run_state, self.run.name, state, reason)
-        self.run = await off_loop(self._journal.newest_run)
+        self.run = replace(self.run, state=state, reason=reason)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()
-        assert self.run is not None
         self._chronicle.append(f"run.{state}", run=self.run.name, reason=reason)
         await off_loop(self._chronicle.settle)
 
