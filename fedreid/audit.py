@@ -22,6 +22,7 @@ from typing import IO, Any
 import blake3
 import msgspec
 
+from fedreid import faults
 from fedreid.clock import Clock
 from fedreid.errors import AuditBroken, storage_errors
 from fedreid.files import make_folder, sync_folder
@@ -83,7 +84,12 @@ class AuditLog:
             StorageError: the disk is full, read-only or fails.
             AuditBroken: what stands at the end of the file is no line of this log.
         """
-        with self._one_at_a_time, storage_errors("write", self._folder), self._locked():
+        with (
+            self._one_at_a_time,
+            storage_errors("write", self._folder),
+            self._locked(),
+            faults.step("audit.append"),
+        ):
             path, last, cut_off = self._end()
             if cut_off:
                 last = self._write(path, last, "audit.repaired", {"dropped_bytes": cut_off})

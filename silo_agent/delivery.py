@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, TrainTask
@@ -146,6 +147,7 @@ class Delivery:
             if opening.state != pb.UPLOAD_STATE_SEND:
                 return opening.state
             answer = await stub.SendUpload(self._messages(opening, parcel))
+        faults.point("upload.ack.received")
         return answer.state
 
     async def _messages(
@@ -156,6 +158,7 @@ class Delivery:
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
         async for chunk in chunks:
             yield pb.SendUploadRequest(chunk=chunk)
+            faults.point("upload.chunk.sent")
             self._doing("uploading", chunk.offset / size)
 
     async def _note_outcome(self, parcel: Parcel, outcome: str, **more: str) -> None:

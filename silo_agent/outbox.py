@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from fedreid import faults
 from fedreid.contract import EvaluationResult, PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import StorageError
 from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
@@ -125,10 +126,11 @@ class Outbox:
 
     def put(self, built: Path, finished: FinishedRound) -> None:
         """Keep a trained round, durably and all at once."""
-        write_bytes(built / _NOTE, msgspec.json.encode(finished))
         path = self._folder / _name(finished.run, finished.round)
-        remove_folder(path)
-        flip_folder(built, path)
+        with faults.step("outbox.write"):
+            write_bytes(built / _NOTE, msgspec.json.encode(finished))
+            remove_folder(path)
+            flip_folder(built, path)
         remove_folder(self.checkpoints(finished.run, finished.round))
 
     def find(self, run: str, number: int, base_digest: str) -> FinishedRound | None:

@@ -6,6 +6,7 @@ coordinator finds itself in the same phase of the same round and does it again.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from coordinator import metrics
 from coordinator.folders import Folders
@@ -31,6 +32,7 @@ from coordinator.rounds.machine import (
     Rules,
     SiloGone,
     TimePassed,
+    UpdateAccepted,
     advance,
     open_round,
 )
@@ -41,6 +43,7 @@ from coordinator.rounds.publishing import Models
 from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
@@ -89,7 +92,25 @@ class Conductor:
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        self._drop_gone()
         self._tidy()
+
+    def _drop_gone(self) -> None:
+        """Take silos out of the round that went in the moment of a crash."""
+        if self.round is None:
+            return
+        for silo in self.round.invited:
+            if self._registry.active(silo):
+                continue
+            before, event = self.round, SiloGone(silo=silo)
+            after = advance(before, event, self._rules(before), self._clock.now_s())
+            if after != before:
+                row = self._registry.known(silo)
+                self._audit.append(f"silo.{row.state}", silo=silo, reason=row.reason)
+                self._journal.save_round(after)
+                note_event(self._audit, before, event, after)
+                self._audit.append("silo.gone", silo=silo)
+                self.round = after
 
     def _tidy(self) -> None:
         """Remove what a crash left of rounds that have ended."""
@@ -193,7 +214,8 @@ class Conductor:
             return
         after = advance(state, event, self._rules(state), self._clock.now_s())
         if after != state:
-            await off_loop(self._journal.save_round, after)
+            with _commit_of(event), _closing_intake(state, after):
+                await off_loop(self._journal.save_round, after)
             await off_loop(note_event, self._audit, state, event, after)
             self._take(after)
 
@@ -234,10 +256,16 @@ class Conductor:
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
-        await off_loop(self._registry.set_state, silo, state, reason)
-        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+        # Who asked may give up waiting; a silo that is gone must not stay in the round.
+        await to_the_end(self._put_out(silo, state, reason))
         await self._end_calls(silo)
         self._presence.gone(silo)
+        await off_loop(self._audit.append, "silo.gone", silo=silo)
+
+    async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
+        with faults.step("silo.gone.commit"):
+            await off_loop(self._registry.set_state, silo, state, reason)
+        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
         await self.apply(SiloGone(silo=silo))
 
     async def next_task(
@@ -376,7 +404,8 @@ class Conductor:
                 rules=self._rules(None),
                 now_s=self._clock.now_s(),
             )
-            await off_loop(self._journal.save_round, state)
+            with faults.step("round.open"):
+                await off_loop(self._journal.save_round, state)
             await off_loop(note_opened, self._audit, state)
             self._downloaded_bytes = 0
             self._take(state)
@@ -448,10 +477,12 @@ class Conductor:
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
             if after == self.round:  # given up meanwhile: its models were never the federation's
                 return
-            await off_loop(self._journal.save_round, after, models)
+            with faults.step("publish.commit"):
+                await off_loop(self._journal.save_round, after, models)
             await off_loop(note_event, self._audit, self.round, published, after)
             metrics.MODEL_VERSION.set(models[-1].version)
-            self._take(after)
+            with faults.step("announce"):
+                self._take(after)
         await off_loop(self._models.remove_old)
 
     def _rules(self, state: RoundState | None) -> Rules:
@@ -494,7 +525,8 @@ class Conductor:
 
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None
-        await off_loop(self._journal.set_run_state, self.run.name, state, reason)
+        with faults.step("run.commit"):
+            await off_loop(self._journal.set_run_state, self.run.name, state, reason)
         await off_loop(self._audit.append, f"run.{state}", run=self.run.name, reason=reason)
         self.run = await off_loop(self._journal.newest_run)
         self._gathering_since_s = self._clock.monotonic_s()
@@ -506,6 +538,17 @@ class Conductor:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _commit_of(event: Event) -> AbstractContextManager[None]:
+    if isinstance(event, UpdateAccepted):
+        return faults.step("upload.accept.commit")
+    return faults.step("round.commit")
+
+
+def _closing_intake(before: RoundState, after: RoundState) -> AbstractContextManager[None]:
+    closing = before.phase is Phase.COLLECTING and after.phase is not Phase.COLLECTING
+    return faults.step("intake.close.commit") if closing else nullcontext()
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

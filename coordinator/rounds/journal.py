@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from coordinator.rounds.formats import bring_up
 from coordinator.rounds.machine import RoundState
+from fedreid import faults
 from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError, TokenRefused
 
@@ -334,7 +335,12 @@ class Journal:
 
     @contextlib.contextmanager
     def _commit(self) -> Iterator[sa.Connection]:
-        with self._errors(), self._writer, self._engine.begin() as connection:
+        with (
+            self._errors(),
+            self._writer,
+            faults.step("journal.commit"),
+            self._engine.begin() as connection,
+        ):
             yield connection
 
     @contextlib.contextmanager

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedreid import faults
 from fedreid.clock import Clock, SystemClock
 from fedreid.errors import StorageError, storage_errors
-from fedreid.files import make_folder, replacing
+from fedreid.files import make_folder, remove_file, replacing
 from fedreid.limits import CHECKPOINT_S, CHECKPOINT_SHARE
 from silo_agent.learning.group import ALONE, Group
 
@@ -177,14 +178,14 @@ class Checkpoints:
         stream = io.BytesIO()
         torch.save(values, stream)
         make_folder(path.parent, mode=0o700)
-        with replacing(path, mode=0o600) as file:
+        with faults.step("train.checkpoint"), replacing(path, mode=0o600) as file:
             file.write(blake3.blake3(stream.getbuffer()).digest())
             file.write(stream.getbuffer())
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         """The checkpoint, if there is one to go on from; leftovers of cut-off writes go."""
         for left in path.parent.glob(f".{path.name}.*.tmp"):
-            left.unlink(missing_ok=True)
+            remove_file(left)
         if not path.exists():
             return None
         with storage_errors("read", path):

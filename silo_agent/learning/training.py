@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedreid import faults
 from fedreid.errors import JobFailed
 from fedreid.plan import TrainingPlan
 from fedreid.reid.backbone import ReIDBackbone
@@ -114,6 +115,7 @@ def train(
     for batch_N, batch in zip(left, ready, strict=True):
         share = len(batch.labels_N) / len(batch_N)
         loss = steps.take(batch.images_NCHW, batch.labels_N, weight=share)
+        faults.point("train.step")
         at = at.after(loss, len(batch_N), batch.random_after)
         tell(at.step, len(batches), at.loss)
         if at.step < len(batches):

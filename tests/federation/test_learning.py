@@ -14,6 +14,7 @@ from fedreid.pki.signing import verify
 from fedreid.v1 import admin_pb2, federation_pb2
 from silo_agent.config import Folders, load_membership
 from tests.federation.conftest import Founding, write_plan
+from tests.history import check, read_history
 
 pytestmark = pytest.mark.timeout(600)
 _RUN_S = 300.0
@@ -79,6 +80,10 @@ def test_a_federation_learns_and_survives_crashes_bit_by_bit(
     after = collect(stormy, "harbour")
     assert [r.model_digest for r in after.rounds] == [r.model_digest for r in results.rounds]
     assert [r.weights for r in after.rounds] == [r.weights for r in results.rounds]
+    check(
+        read_history(stormy.data, map(stormy.agent_data, stormy.silos)),
+        uninterrupted={("test", r.number): r.model_digest for r in results.rounds},
+    )
 
 
 def check_results(results: Results) -> None:

@@ -10,6 +10,7 @@ from fedreid.errors import ExitCode
 from fedreid.v1 import admin_pb2
 from tests.federation.conftest import Founding, write_plan
 from tests.federation.test_learning import finished
+from tests.history import check, read_history
 
 pytestmark = pytest.mark.timeout(300)
 _RUN_S = 180.0
@@ -97,6 +98,9 @@ def test_a_silo_that_leaves_or_is_revoked_counts_no_more(found: Founding, tmp_pa
     late = [state for state in rounds if state.number > after]
     assert late and all([p.silo for p in s.participants] in ([staying], []) for s in late)
     assert states == {staying: "active", leaving: "left", revoked: "revoked"}
+    history = read_history(local.data, map(local.agent_data, local.silos))
+    check(history)
+    assert {gone.silo for gone in history.gone if gone.done_s is not None} == {leaving, revoked}
 
 
 def test_memory_stays_small_with_resnet50(found: Founding, tmp_path: Path) -> None:
