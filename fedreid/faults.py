@@ -89,7 +89,7 @@ queue: Path | None = Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else
 
 
 def fired(queue: Path) -> Path:
-    """The file that keeps what has fired, a line ``POINT PID`` each."""
+    """The file that keeps what has fired: a line ``POINT PID`` each, with what was to end."""
     return queue.with_name(f"{queue.name}.fired")
 
 
@@ -150,7 +150,7 @@ def _reach(*names: str) -> None:
         _write(stream, lines)
         if count in ("1", "*"):
             with fired(queue).open("a") as told:
-                told.write(f"{name} {os.getpid()}\n")
+                told.write(f"{name} {os.getpgid(0) if effect == 'crash' else os.getpid()}\n")
     if count in ("1", "*"):
         _EFFECTS[effect]()
 

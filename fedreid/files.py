@@ -66,9 +66,13 @@ def write_with(path: Path, write: Callable[[IO[bytes]], None], *, mode: int = 0o
 
 
 def make_folder(path: Path, *, mode: int = 0o755) -> Path:
-    """Create a folder with its parents; an existing one is left as it is."""
+    """Durably create a folder with its parents; an existing one is left as it is."""
     with storage_errors("create", path):
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        if not path.is_dir():
+            made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            for folder in made:
+                sync_folder(folder.parent)
     return path
 
 

@@ -117,8 +117,11 @@ class Delivery:
             round=number,
             evaluations=[evaluation_to_wire(result) for result in sent],
         )
-        with calling(self._address):
-            await stub.ReportEvaluation(request, timeout=CALL_S)
+        try:
+            with calling(self._address):
+                await stub.ReportEvaluation(request, timeout=CALL_S)
+        except UpdateRefused as refusal:  # another run is on by now
+            self._tell(f"round {number}: the coordinator refused the figures: {refusal}")
 
     def _pack(self, finished: FinishedRound, base: Held) -> Parcel:
         folder = self._outbox.folder(finished)

@@ -6,6 +6,7 @@
     ├── update.safetensors   the whole local backbone after training; with noise, what leaves
     ├── private/             classifier and standalone state; with noise, the backbone without it
     ├── round.json           what round it was, and its numbers
+    ├── delivered            the coordinator has answered for the update and taken the figures
     └── published.json       what the model that came of it scored here, after the last round
 
 A folder appears by one rename when training is complete, so a killed agent has trained a round
@@ -31,6 +32,7 @@ UPDATE_FILE = "update.safetensors"
 OWN_FILE = "private/backbone.safetensors"
 """The backbone as it was trained, where the update has noise."""
 _NOTE = "round.json"
+_DELIVERED = "delivered"
 _PUBLISHED = "published.json"
 
 
@@ -151,6 +153,15 @@ class Outbox:
         """The round that was trained last, of whichever run."""
         found = sorted(self._all(), key=lambda f: (self.folder(f) / _NOTE).stat().st_mtime)
         return found[-1] if found else None
+
+    def note_delivered(self, finished: FinishedRound) -> None:
+        """Nothing of the round is owed to the coordinator any more."""
+        write_bytes(self.folder(finished) / _DELIVERED, b"")
+
+    def undelivered(self) -> FinishedRound | None:
+        """The round that was trained last, if the coordinator's answer to it did not come."""
+        last = self.last()
+        return None if last is None or (self.folder(last) / _DELIVERED).exists() else last
 
     def note_published(self, finished: FinishedRound, result: EvaluationResult) -> None:
         """Keep what the model that the round led to has scored here."""

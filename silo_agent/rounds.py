@@ -108,6 +108,7 @@ class Participant:
         """
         greeting = await line.greet()
         self._tell(f"connected to the federation {greeting.federation} at {line.address}")
+        await self._deliver_left_over(line.stub)
         while True:
             await self._next(line, renew)
 
@@ -164,10 +165,31 @@ class Participant:
             except RoundLost:
                 self._tell(f"round {task.round} has closed without this silo")
                 return
-        if await self._delivery.update(stub, finished, base):
-            await self._report(stub, finished.run, finished.round, base.round, finished.evaluations)
+        await self._deliver(stub, finished, base)
         self._outbox.remove_before(finished)
         self._models.remove_others(task.base_digest)
+
+    async def _deliver_left_over(self, stub: "FederationAsyncStub") -> None:
+        """Deliver what a crash or a break has left between an update and the answer to it.
+
+        The coordinator may have counted the update long since, and gives no task for it then; but
+        what became of it, and the round's figures, are known only when it is asked again.
+        """
+        finished = self._outbox.undelivered()
+        base = None if finished is None else find_held(self._folders, finished.base_digest)
+        if finished is None or base is None:
+            return
+        with contextlib.suppress(PolicyRefused):  # told when there is a task for the round again
+            await self._deliver(stub, finished, base)
+
+    async def _deliver(
+        self, stub: "FederationAsyncStub", finished: FinishedRound, base: Held
+    ) -> None:
+        if await self._delivery.update(stub, finished, base):
+            await self._report(
+                stub, finished.run, finished.round, finished.base_round, finished.evaluations
+            )
+        await off_loop(self._outbox.note_delivered, finished)
 
     async def _check_before_training(self, task: TrainTask, base: Held) -> None:
         """Refuse what the policy forbids while it has cost nothing yet.

@@ -18,16 +18,17 @@ import msgspec
 
 from coordinator.folders import Folders
 from coordinator.rounds.journal import ModelRow
-from coordinator.rounds.machine import Phase, RoundState
+from coordinator.rounds.machine import Accepted, Phase, RoundState
 from coordinator.trust.registry import LEFT, QUARANTINED, REVOKED, SUSPENDED
 from fedreid.audit import AuditLine, read_audit
-from fedreid.errors import SignatureRefused
+from fedreid.errors import SignatureRefused, StorageError
 from fedreid.files import digest_of
 from fedreid.limits import MODELS_KEPT
 from fedreid.pki.signing import public_bytes, signing_key, verify
 from fedreid.plan import Plan, parse_plan
 from fedreid.v1 import federation_pb2
 from fedreid.wire.messages import release_from_wire
+from fedreid.wire.tensors import TensorFile
 from silo_agent.config import Folders as AgentFolders
 from silo_agent.config import load_membership
 from silo_agent.held import NEWEST_NOTE, read_note
@@ -130,6 +131,8 @@ class History:
     """Model files, at either end, whose bytes are not the ones of their name; or that are gone."""
     acknowledged: tuple[Update, ...] = ()
     """As the coordinator noted before it said yes, and as silos noted when they heard it."""
+    missing: tuple[Update, ...] = ()
+    """Counted in a round that is under way, and their bytes are not in the spool."""
     sent: tuple[Update, ...] = ()
     heard: frozenset[str] = frozenset()
     """Silos whose own logs are known: what they did not note, they have not sent."""
@@ -178,6 +181,7 @@ def _lost(history: History) -> Iterator[str]:
                 yield f"1: {update} was acknowledged and is lost"
         elif update.at_s is not None and accepted.payload_digest != update.payload_digest:
             yield f"1: {update} was acknowledged, and {accepted.payload_digest[:12]} took its place"
+    yield from (f"1: {update} counts, and its bytes are lost" for update in history.missing)
     for each in history.rounds:
         counted = {update.silo for update in each.state.updates}
         weighed = set(each.state.weights)
@@ -330,7 +334,11 @@ def read_history(
         plans = {name: parse_plan(toml) for name, toml in journal.execute(_RUNS)}
         states = [msgspec.json.decode(row[0], type=RoundState) for row in journal.execute(_ROUNDS)]
         models = [_model(row) for row in journal.execute(_MODELS)]
-    gone = _departures(lines)
+        # A coordinator that runs may have ended its round, and emptied its spool, meanwhile.
+        lost = set(_not_spooled(folders, states))
+        newest = [msgspec.json.decode(row[0], type=RoundState) for row in journal.execute(_ROUNDS)]
+        lost &= {update for state in newest if not state.ended for update in counted(state)}
+    gone = departures(lines)
     unsigned, damaged = _examined(folders, models)
     sites = [_Site.of(folder) for folder in agents]
     return History(
@@ -338,8 +346,9 @@ def read_history(
         models=tuple(models),
         unsigned=unsigned,
         damaged=(*damaged, *(what for site in sites for what in site.damaged())),
+        missing=tuple(sorted(lost, key=str)),
         acknowledged=(
-            *(_update(line, line.fields["silo"], line.at_s) for line in _of(lines, _ACCEPTED)),
+            *acknowledged(lines),
             *(update for site in sites for update in site.accepted()),
         ),
         sent=tuple(update for site in sites for update in site.sent()),
@@ -364,6 +373,38 @@ def _model(row: tuple[Any, ...]) -> ModelRow:
     return ModelRow(**dict(zip(ModelRow.__struct_fields__, row, strict=True)))
 
 
+def acknowledged(lines: Iterable[AuditLine]) -> Iterator[Update]:
+    """The updates that the coordinator has noted as counted."""
+    return (_update(line, line.fields["silo"], line.at_s) for line in _of(lines, _ACCEPTED))
+
+
+def counted(state: RoundState) -> list[Update]:
+    """The updates that count in a round."""
+    return [
+        Update(silo=u.silo, run=state.run, round=state.number, payload_digest=u.payload_digest)
+        for u in state.updates
+    ]
+
+
+def _not_spooled(folders: Folders, states: Iterable[RoundState]) -> Iterator[Update]:
+    """The updates of rounds under way that no file holds as it was sent; bf16 is not compared."""
+    for state in states:
+        spool = folders.root / "spool" / f"{state.run}-{state.number:06d}"
+        for accepted, update in zip(state.updates, counted(state), strict=True):
+            path = spool / f"{update.silo}.safetensors"
+            if not state.ended and not _is_whole(path, accepted):
+                yield update
+
+
+def _is_whole(path: Path, update: Accepted) -> bool:
+    try:
+        with TensorFile(path) as file:
+            plain = file.layout.size_bytes == update.size_bytes
+            return not plain or digest_of(path, start=file.data_offset) == update.payload_digest
+    except StorageError:
+        return False
+
+
 def _of(lines: Iterable[AuditLine], *events: str) -> Iterator[AuditLine]:
     return (line for line in lines if line.event in events)
 
@@ -379,7 +420,7 @@ def _update(line: AuditLine, silo: str, at_s: float | None) -> Update:
     )
 
 
-def _departures(lines: list[AuditLine]) -> list[Gone]:
+def departures(lines: list[AuditLine]) -> list[Gone]:
     """Who went, and when what the coordinator did about it was done."""
     found = []
     for line in _of(lines, *_GONE):
@@ -433,7 +474,7 @@ def _round(state: RoundState, plan: Plan, lines: list[AuditLine], gone: list[Gon
 def _examined(folders: Folders, models: list[ModelRow]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The versions that are not signed as they stand, and the files that are not what they say."""
     key = public_bytes(signing_key(folders.model_key.read_bytes()))
-    unsigned = tuple(model.version for model in models if not _signed(model, key))
+    unsigned = tuple(model.version for model in models if not is_signed(model, key))
     rounds = list(dict.fromkeys((model.run, model.round) for model in reversed(models)))
     damaged = []
     for model in models:
@@ -451,7 +492,8 @@ def _examined(folders: Folders, models: list[ModelRow]) -> tuple[tuple[int, ...]
     return unsigned, tuple(damaged)
 
 
-def _signed(model: ModelRow, key: bytes) -> bool:
+def is_signed(model: ModelRow, key: bytes) -> bool:
+    """Whether a release is signed by the federation's key, and states what the journal says."""
     try:
         verify(key, model.release, model.signature)
     except SignatureRefused:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.chronicle import note_event, note_opened
+from coordinator.rounds.chronicle import make_up, note_event, note_opened
 from coordinator.rounds.journal import (
     FAILED,
     FINISHED,
@@ -44,7 +44,7 @@ from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
 from fedreid import faults
-from fedreid.audit import AuditLog
+from fedreid.audit import AuditLog, newest_first
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
@@ -60,6 +60,9 @@ _SEE_MODELS = "See: coordinator model list."
 
 class Conductor:
     """The current run and round, and the one task that moves them."""
+
+    run: RunRow | None
+    round: RoundState | None
 
     def __init__(
         self,
@@ -92,6 +95,8 @@ class Conductor:
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        if self.round is not None:
+            make_up(audit, newest_first(folders.audit), self.round)
         self._drop_gone()
         self._tidy()
 
@@ -123,8 +128,8 @@ class Conductor:
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
-        self.run: RunRow | None = self._journal.newest_run()
-        self.round: RoundState | None = None
+        self.run = self._journal.newest_run()
+        self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()
@@ -317,6 +322,12 @@ class Conductor:
             and evaluation_awaited(self.plan, self.round, silo, self._evaluated)
         ]
 
+    async def has_accepted(self, silo: SiloName, run: str, number: int, digest: str) -> bool:
+        """Whether an update was accepted, in whichever round there ever was."""
+        state = await off_loop(self._journal.round, run, number)
+        accepted = None if state is None else state.accepted(silo)
+        return accepted is not None and accepted.payload_digest == digest
+
     def downloaded(self, size_bytes: int) -> None:
         """Count bytes of models that were sent."""
         self._downloaded_bytes += size_bytes
@@ -348,7 +359,9 @@ class Conductor:
             await _wait(changed, min(max(left_s, 0.0), _IDLE_S))
             await self.apply(TimePassed())
         else:
-            await self._do_phase(self.round)
+            await self.apply(TimePassed())
+            if not self.round.ended:
+                await self._do_phase(self.round)
 
     async def _go_on(self) -> bool:
         """Finish the run or open its next round; False if there is nothing to do yet."""

@@ -105,6 +105,8 @@ class Intake:
             StorageError: the disk has no room for it.
         """
         standing = self._standing(announcement)
+        if standing is Standing.STALE and await self._has_accepted(announcement):
+            standing = Standing.ACCEPTED
         upload_id = announcement.upload_id
         if standing is not Standing.SEND:
             return Opening(standing=standing, upload_id=upload_id)
@@ -240,6 +242,15 @@ class Intake:
                 Refusal.NOT_INVITED, f"The silo {announcement.silo} is not part of this round"
             )
         return Standing.SEND if state.wants(announcement.silo) else Standing.STALE
+
+    async def _has_accepted(self, announcement: Announcement) -> bool:
+        """Whether the update was accepted before its round ended, and the answer got lost."""
+        return await self._conductor.has_accepted(
+            announcement.silo,
+            announcement.run,
+            announcement.round,
+            announcement.manifest.payload_digest,
+        )
 
     def _promised(self, announcement: Announcement) -> list[tuple[Manifest, Path]]:
         """The unfinished updates of the round, with the one that is announced now."""

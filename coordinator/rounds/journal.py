@@ -264,6 +264,13 @@ class Journal:
         with self._errors():
             return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
 
+    def round(self, run: str, number: int) -> RoundState | None:
+        """One round."""
+        named = (_rounds.c.run == run) & (_rounds.c.number == number)
+        rows = self._rows(sa.select(_rounds.c.state).where(named))
+        with self._errors():
+            return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
+
     def rounds(self, run: str) -> list[RoundState]:
         """Every round of a run, by number."""
         query = sa.select(_rounds.c.state).where(_rounds.c.run == run).order_by(_rounds.c.number)

@@ -283,6 +283,8 @@ def advance(state: RoundState, event: Event, rules: Rules, now_s: float) -> Roun
         return _end(state, Phase.FAILED, event.reason, now_s)
     if isinstance(event, SiloGone):
         state = _forgotten(state, event.silo)
+    if isinstance(event, TimePassed) and now_s < state.phase_since_s:
+        return _begun_again(state, now_s)
     if state.phase is Phase.COLLECTING:
         return _collect(state, event, rules, now_s)
     if isinstance(event, SiloGone):
@@ -417,6 +419,15 @@ def _enter(state: RoundState, phase: Phase, rules: Rules, now_s: float) -> Round
         phase_since_s=now_s,
         deadline_s=now_s + rules.phase_deadline_s,
     )
+
+
+def _begun_again(state: RoundState, now_s: float) -> RoundState:
+    """The phase from now on: by a clock that was set back it has not begun yet.
+
+    Its deadline would be as far away as the clock was wrong.
+    """
+    allowed_s = state.deadline_s - state.phase_since_s
+    return msgspec.structs.replace(state, phase_since_s=now_s, deadline_s=now_s + allowed_s)
 
 
 def _end(state: RoundState, phase: Phase, reason: str, now_s: float) -> RoundState:

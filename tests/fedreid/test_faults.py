@@ -51,7 +51,7 @@ def calls_of_faults(tree: ast.AST, kind: str) -> list[str]:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == f"faults.{kind}":
             (argument,) = node.args
             assert isinstance(argument, ast.Constant), ast.unparse(node)
-            found.append(argument.value)
+            found.append(str(argument.value))
     return found
 
 
@@ -81,8 +81,10 @@ def written_outside_of_steps(node: ast.AST, function: str = "") -> Iterator[str]
                 continue
         if isinstance(child, ast.Call) and is_durable(child):
             yield function
-        named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-        yield from written_outside_of_steps(child, child.name if named else function)
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from written_outside_of_steps(child, child.name)
+        else:
+            yield from written_outside_of_steps(child, function)
 
 
 @pytest.mark.parametrize(
