@@ -197,11 +197,23 @@ def newest_first(folder: Path) -> Iterator[AuditLine]:
         StorageError: a file can't be read.
     """
     for path in reversed(audit_files(folder)):
-        with storage_errors("read", path):
-            whole = path.read_bytes().splitlines(keepends=True)
-        for at in range(len(whole), 0, -1):
-            if whole[at - 1].endswith(b"\n"):
-                yield _decoded(path, at, whole[at - 1])
+        for at, raw in enumerate(_lines_from_the_end(path), start=1):
+            if raw.endswith(b"\n"):
+                yield _decoded(path, -at, raw)
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    """A file's lines, last first, of which no more is read than is asked for."""
+    with storage_errors("read", path), path.open("rb") as stream:
+        end, begun = stream.seek(0, os.SEEK_END), b""
+        while end > 0:
+            start = max(0, end - _READ_BACK_BYTES)
+            stream.seek(start)
+            begun, *lines = (stream.read(end - start) + begun).splitlines(keepends=True)
+            yield from reversed(lines)
+            end = start
+        if begun:
+            yield begun
 
 
 def verify(folder: Path) -> AuditSummary:
@@ -253,7 +265,9 @@ def _file_name(place: int) -> str:
 
 
 def _broken(path: Path, at: int, why: str) -> AuditBroken:
-    place = "its last line" if at < 0 else f"line {at}"
+    """``at`` counts from 1, or from −1 backwards from the end."""
+    places = {-1: "its last line"}
+    place = places.get(at, f"line {at}" if at > 0 else f"line {-at} from its end")
     return AuditBroken(
         f"The audit log is broken in {path}, {place}",
         why=why,

@@ -446,6 +446,22 @@ class Journal:
                     .on_conflict_do_update(["run", "round", "silo", "model"], set_=values)
                 )
 
+    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
+        """What the global model of one round scored, by silo; the coordinator's own under "".
+
+        A run of weeks has many thousand figures, and a start must not read them all.
+        """
+        columns = _evaluations.c
+        query = sa.select(columns.silo, columns.result).where(
+            columns.run == run, columns.round == number, columns.model == "global"
+        )
+        rows = self._rows(query)
+        with self._errors():
+            return {
+                row["silo"]: msgspec.json.decode(row["result"], type=EvaluationResult)
+                for row in rows
+            }
+
     def evaluations(self, run: str) -> list[EvaluationRow]:
         """Every measurement of a run, by round, silo and model."""
         columns = _evaluations.c
