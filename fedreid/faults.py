@@ -62,7 +62,7 @@ STEPS: dict[str, str] = {
     "ca.activate.commit": "coordinator/trust/authorities.py",
     "download.chunk.write": "silo_agent/models.py",
     "download.finish": "silo_agent/models.py",
-    "train.checkpoint": "",
+    "train.checkpoint": "silo_agent/learning/checkpoints.py",
     "outbox.write": "silo_agent/outbox.py",
     "key.pending.write": "silo_agent/trust/join.py",
     "identity.flip": "fedreid/pki/identity.py",

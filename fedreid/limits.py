@@ -183,9 +183,16 @@ POLICY_RETRY_S = 600.0
 """Pause after a model that a silo's policy refuses. Longer than PRESENCE_S: the next round begins
 without the silo, so that nobody waits for it."""
 
-AGENT_DISK_BYTES = 1024 * MIB
+AGENT_DISK_BYTES = 2048 * MIB
 """Free space that an agent wants before it joins: two models, an update, its payload and the
-baseline are five files of 98 MB with ResNet-50; the rest is room for larger backbones."""
+baseline are five files of 98 MB with ResNet-50, and the checkpoints of both trainings with Adam
+six more; the rest is room for larger backbones."""
+
+CHECKPOINT_S = 60.0
+"""Pause between two checkpoints of a training: what a kill costs at most, beside a start."""
+
+CHECKPOINT_SHARE = 0.02
+"""Of the time that writing checkpoints may take: a slow disk makes them rarer."""
 
 DIAL_S = 10.0
 """How long ``join --dry-run`` waits for each step of a connection."""

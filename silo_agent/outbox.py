@@ -11,7 +11,8 @@
 
 A folder appears by one rename when training is complete, so a killed agent has trained a round
 wholly or not at all. It stays until a later round takes its place: whatever the coordinator
-loses, it gets again without training.
+loses, it gets again without training. Until then ``.RUN-000007.checkpoints`` holds what a killed
+training goes on from.
 """
 
 from pathlib import Path
@@ -111,10 +112,19 @@ class Outbox:
         self._folder = folders.rounds
 
     def begin(self, run: str, number: int) -> Path:
-        """An empty folder for a round to be trained; what a killed attempt left is removed."""
-        for left in self._folder.glob(".*.training"):
-            remove_folder(left)
+        """An empty folder for a round to be trained.
+
+        What a killed attempt left is removed, but for the checkpoints of this round.
+        """
+        kept = self.checkpoints(run, number)
+        for left in (*self._folder.glob(".*.training"), *self._folder.glob(".*.checkpoints")):
+            if left != kept:
+                remove_folder(left)
         return make_folder(self._folder / f".{_name(run, number)}.training", mode=0o700)
+
+    def checkpoints(self, run: str, number: int) -> Path:
+        """Where the training of a round keeps what it can go on from."""
+        return self._folder / f".{_name(run, number)}.checkpoints"
 
     def put(self, built: Path, finished: FinishedRound) -> None:
         """Keep a trained round, durably and all at once."""
@@ -123,6 +133,7 @@ class Outbox:
             write_bytes(built / _NOTE, msgspec.json.encode(finished))
             remove_folder(path)
             flip_folder(built, path)
+        remove_folder(self.checkpoints(finished.run, finished.round))
 
     def find(self, run: str, number: int, base_digest: str) -> FinishedRound | None:
         """The round, if it was trained from this base model."""

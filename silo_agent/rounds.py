@@ -271,6 +271,7 @@ class Participant:
             base_model=base.path,
             previous=self._previous(task.run, before=task.round),
             out=str(out),
+            checkpoints=str(self._outbox.checkpoints(task.run, task.round)),
         )
 
     def _previous(self, run: str, *, before: int | None = None) -> str:

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from coordinator.rounds.formats import bring_up
 from coordinator.rounds.machine import RoundState
 from fedreid import faults
 from fedreid.contract import EvaluationResult
@@ -159,14 +160,14 @@ class Journal:
         """Open or create the journal.
 
         Raises:
-            StorageError: it can't be opened, or is damaged.
+            StorageError: it can't be opened, is damaged, or a newer coordinator's.
         """
         self._path = path
         self._writer = threading.Lock()
         self._engine = sa.create_engine(f"sqlite:///{path}")
         sa.event.listen(self._engine, "connect", _set_pragmas)
         with self._errors():
-            _metadata.create_all(self._engine)
+            bring_up(self._engine, _metadata)
 
     def close(self) -> None:
         """Release the file."""
