@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.federation import LocalFederation
+from benchmark.federation import LocalFederation, Program
 from fedreid import faults
 from tests.federation.conftest import Storming, write_plan
 from tests.federation.storms import (
@@ -18,6 +18,7 @@ from tests.federation.storms import (
     COORDINATOR,
     QUORUM,
     Storm,
+    check_no_figure_is_lost,
     check_nothing_is_lost,
     play,
 )
@@ -45,7 +46,7 @@ AGENTS = (
     "upload.ack.received",
 )
 LEARNING = ("distil.step", *both("aggregate.write", "distil.checkpoint", "evaluate.commit"))
-TRAINING = ("train.step",)
+TRAINING = ("train.step", *both("train.checkpoint"))
 ENROLLING = both("token.consume.commit")
 RENEWING_COORDINATOR = both("silo.renew.commit")
 RENEWING_AGENT = both("key.pending.write", "identity.flip", "link.flip")
@@ -64,9 +65,7 @@ def test_the_matrix_leaves_out_no_point() -> None:
         *(*COORDINATORS, *AGENTS, *LEARNING, *TRAINING, *ENROLLING),
         *(*RENEWING_COORDINATOR, *RENEWING_AGENT, *COMMANDED),
     )
-    reserved = {name for name, path in faults.STEPS.items() if not path}
-    elsewhere = {*both(faults.DURABLE), *both(*reserved)}
-    assert set(every) == faults.POINTS - elsewhere
+    assert set(every) == faults.POINTS - set(both(faults.DURABLE))
 
 
 def compare(
@@ -75,6 +74,7 @@ def compare(
     script: Callable[[Storm], None],
     *,
     join: Callable[[LocalFederation, str], object] = LocalFederation.join_without_training,
+    judge: Callable[[LocalFederation], None] = lambda local: None,
     **tables: object,
 ) -> None:
     """Run through a script of crashes, and once more in peace."""
@@ -85,6 +85,16 @@ def compare(
     play(calm, plan, lambda storm: storm.go_on(stormy.published() - 1), join=join)
     print(f"{stormy.published()} rounds, killed: {stormy.deaths}")
     check_nothing_is_lost(stormy, calm)
+    judge(stormy.local)
+
+
+def join_with_checkpoints(local: LocalFederation, silo: str) -> None:
+    """Start an agent that really trains, and keeps a checkpoint after each step."""
+    local.command(*local.join_arguments(silo), "--enrol-only")
+    trainer = "tests.silo_agent.learning.worker_of_many_checkpoints"
+    arguments = ("tests.federation.agent_with", trainer, str(local.agent_data(silo)))
+    local.agents[silo] = Program(arguments, local.root / f"{silo}.log", local.environments[silo])
+    local.agents[silo].start()
 
 
 def one_by_one(who: Callable[[Storm], str], lines: Iterable[str]) -> Callable[[Storm], None]:
@@ -134,10 +144,11 @@ class TestEveryPoint:
             storms,
             tmp_path,
             script,
-            join=LocalFederation.join,
+            join=join_with_checkpoints,
             backbone={**BACKBONE, "name": "shufflenet_v2_x0_5"},
             distillation={"images": str(images / "public"), "batch_size": 8},
-            evaluation={"folder": str(images / "campus"), "every": 1000, "standalone": False},
+            evaluation={"folder": str(images / "campus"), "standalone": False},
+            judge=check_no_figure_is_lost,
         )
 
 
