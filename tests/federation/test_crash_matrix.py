@@ -50,6 +50,7 @@ TRAINING = ("train.step", *both("train.checkpoint"))
 ENROLLING = both("token.consume.commit")
 RENEWING_COORDINATOR = both("silo.renew.commit")
 RENEWING_AGENT = both("key.pending.write", "identity.flip", "link.flip")
+OPENING = both("journal.format")  # tests/coordinator/rounds/test_journal.py
 COMMANDED = both("silo.gone.commit", "ca.activate.commit", "run.commit")
 
 TWICE = (
@@ -63,7 +64,7 @@ TWICE = (
 def test_the_matrix_leaves_out_no_point() -> None:
     every = (
         *(*COORDINATORS, *AGENTS, *LEARNING, *TRAINING, *ENROLLING),
-        *(*RENEWING_COORDINATOR, *RENEWING_AGENT, *COMMANDED),
+        *(*RENEWING_COORDINATOR, *RENEWING_AGENT, *OPENING, *COMMANDED),
     )
     assert set(every) == faults.POINTS - set(both(faults.DURABLE))
 
