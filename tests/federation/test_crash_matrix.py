@@ -12,6 +12,7 @@ import pytest
 
 from benchmark.federation import LocalFederation, Program
 from fedreid import faults
+from fedreid.limits import JOB_ATTEMPTS
 from tests.federation.conftest import Storming, write_plan
 from tests.federation.storms import (
     BACKBONE,
@@ -131,6 +132,10 @@ class TestEveryPoint:
 
     def test_of_an_agent(self, storms: Storming, tmp_path: Path) -> None:
         lines = [f"{point} 1 crash" for point in AGENTS]
+        compare(storms, tmp_path, one_by_one(first_silo, lines))
+
+    def test_of_an_agents_trainer_alone(self, storms: Storming, tmp_path: Path) -> None:
+        lines = ["train.step 3 kill"] * JOB_ATTEMPTS  # each time in another round
         compare(storms, tmp_path, one_by_one(first_silo, lines))
 
     def test_of_learning(self, storms: Storming, tmp_path: Path, images: Path) -> None:
