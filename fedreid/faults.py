@@ -40,6 +40,7 @@ SEAMS: dict[str, str] = {
 """How anything becomes durable, and where; each of these is a ``durable`` write besides."""
 
 STEPS: dict[str, str] = {
+    "journal.format": "coordinator/rounds/formats.py",
     "round.open": "coordinator/rounds/conductor.py",
     "round.commit": "coordinator/rounds/conductor.py",
     "run.commit": "coordinator/rounds/conductor.py",
