@@ -72,7 +72,11 @@ class Chronicle:
                 self._owed.popleft()
 
 
-def note_opened(audit: Chronicle, state: RoundState) -> None:
+Log = AuditLog | Chronicle
+"""Where lines go: at once, or as soon as the disk takes them."""
+
+
+def note_opened(audit: Log, state: RoundState) -> None:
     """A round has begun."""
     audit.append(
         "round.opened",
@@ -83,7 +87,7 @@ def note_opened(audit: Chronicle, state: RoundState) -> None:
     )
 
 
-def note_event(audit: Chronicle, before: RoundState, event: Event, after: RoundState) -> None:
+def note_event(audit: Log, before: RoundState, event: Event, after: RoundState) -> None:
     """An event has changed a round."""
     place: dict[str, Field] = {"run": after.run, "round": after.number}
     if isinstance(event, UpdateAccepted) and len(after.updates) > len(before.updates):
@@ -104,7 +108,7 @@ def note_event(audit: Chronicle, before: RoundState, event: Event, after: RoundS
         _note_end(audit, after)
 
 
-def make_up(audit: Chronicle, newest_first: Iterable[AuditLine], state: RoundState) -> None:
+def make_up(audit: Log, newest_first: Iterable[AuditLine], state: RoundState) -> None:
     """Owe what a crash has left out of the log: the journal has it, and comes before the log.
 
     ``newest_first`` are the lines that stand in the log.
@@ -130,7 +134,7 @@ def make_up(audit: Chronicle, newest_first: Iterable[AuditLine], state: RoundSta
         _note_end(audit, state)
 
 
-def _note_accepted(audit: Chronicle, state: RoundState, update: Accepted) -> None:
+def _note_accepted(audit: Log, state: RoundState, update: Accepted) -> None:
     audit.append(
         "update.accepted",
         run=state.run,
@@ -143,7 +147,7 @@ def _note_accepted(audit: Chronicle, state: RoundState, update: Accepted) -> Non
     )
 
 
-def _note_flagged(audit: Chronicle, state: RoundState, silo: str) -> None:
+def _note_flagged(audit: Log, state: RoundState, silo: str) -> None:
     audit.append(
         "update.flagged",
         run=state.run,
@@ -154,7 +158,7 @@ def _note_flagged(audit: Chronicle, state: RoundState, silo: str) -> None:
     )
 
 
-def _note_end(audit: Chronicle, state: RoundState) -> None:
+def _note_end(audit: Log, state: RoundState) -> None:
     place: dict[str, Field] = {"run": state.run, "round": state.number}
     if state.phase is Phase.PUBLISHED:
         audit.append(

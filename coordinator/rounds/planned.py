@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from coordinator.rounds.changes import changes_between
-from coordinator.rounds.chronicle import Chronicle
+from coordinator.rounds.chronicle import Log
 from coordinator.rounds.journal import Journal, PlanChangeRow, RunRow
-from fedreid.audit import AuditLog
 from fedreid.errors import RunError
 from fedreid.plan import Plan, parse_plan
 
@@ -57,7 +56,7 @@ class Plans:
         return next(fitting, self.newest.plan)
 
     def change(
-        self, run: str, planned: Planned, *, published: int, admin: str, audit: AuditLog | Chronicle
+        self, run: str, planned: Planned, *, published: int, admin: str, audit: Log
     ) -> tuple[str, ...]:
         """Follow another plan from one of the run's next rounds on; blocks on the disk.
 

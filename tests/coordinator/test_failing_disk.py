@@ -7,6 +7,7 @@ which needs no right to mount a disk.
 import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from fedreid.audit import AuditLog
 from fedreid.errors import StorageError, storage_errors
 from fedreid.limits import CHUNK_BYTES
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.wire import stream
 from tests.coordinator.collecting import Collecting
 from tests.coordinator.trust.assembled import Assembled, lived
 
@@ -62,7 +62,7 @@ def test_an_upload_that_the_disk_refuses_goes_on_where_it_stood(
         return count
 
     seen: list[str] = []
-    monkeypatch.setattr(stream.os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwrite", pwrite)
 
     async def story(_: Assembled) -> None:
         async with coordinator.silo() as stub:
@@ -162,7 +162,7 @@ def test_a_problem_of_the_disk_is_said_once_and_told_until_it_is_over(
 def test_a_disk_with_too_little_left_is_a_problem_before_it_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = disk.shutil.disk_usage(tmp_path)._replace(free=1)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StorageError, match="0 MiB left"):
         disk.check_disk(tmp_path)

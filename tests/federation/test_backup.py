@@ -88,6 +88,7 @@ def test_a_federation_goes_on_from_an_old_backup_twice(found: Founding, tmp_path
     assert {finding["state"] for finding in findings} <= {"ok", "note"}
 
 
+@pytest.mark.slow
 def test_a_doctor_looks_at_no_coordinator_that_runs(found: Founding) -> None:
     local = found(silos=1)
     with pytest.raises(RunError, match="Another coordinator works on"):

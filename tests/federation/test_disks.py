@@ -125,6 +125,7 @@ def test_a_coordinator_whose_disk_is_full_goes_on_when_there_is_space_again(
         assert program.running()
 
 
+@pytest.mark.slow
 def test_an_agent_whose_disk_is_full_goes_on_when_there_is_space_again(
     found: Founding, mount: Mount, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_an_agent_whose_disk_is_full_goes_on_when_there_is_space_again(
     assert not audit_of(local, "round.skipped", "round.failed")
 
 
+@pytest.mark.slow
 def test_an_accepted_update_that_is_damaged_in_the_spool_is_asked_for_again(
     found: Founding, tmp_path: Path
 ) -> None:
@@ -166,6 +168,7 @@ def test_an_accepted_update_that_is_damaged_in_the_spool_is_asked_for_again(
     assert local.agents[damaged].log.count(f"round {first.number}: training") == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_never_sent_and_the_federation_goes_on_when_it_is_put_back(
     found: Founding, tmp_path: Path
 ) -> None:
@@ -204,6 +207,7 @@ def damage_end(path: Path) -> None:
     path.write_bytes(whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "harm", "words"),
     [
@@ -232,6 +236,7 @@ def exit_code(local: LocalFederation, command: str) -> int:
     return subprocess.run(arguments, capture_output=True, check=False).returncode
 
 
+@pytest.mark.slow
 def test_a_line_of_the_audit_log_that_was_changed_long_ago_is_told_while_the_work_goes_on(
     found: Founding,
 ) -> None:
