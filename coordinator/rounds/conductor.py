@@ -1,11 +1,14 @@
 """Who makes a round go on? The conductor: it does what a phase asks for, and tells the machine.
 
 The journal is written before memory changes and before anybody is answered, so a restarted
-coordinator finds itself in the same phase of the same round and does it again.
+coordinator finds itself in the same phase of the same round and does it again. Memory follows at
+once, before the audit log is written: a disk that fills up there must not let the two part.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+
+from msgspec.structs import replace
 
 from coordinator import metrics
 from coordinator.folders import Folders
@@ -47,7 +50,7 @@ from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import FedreidError, JobFailed, Refusal, RunError, UpdateRefused
-from fedreid.files import remove_folder
+from fedreid.files import remove_folder, sync_folder
 from fedreid.limits import FAILED_ROUNDS_IN_A_ROW, GATHER_S, JOB_ATTEMPTS, JOB_RETRY_S
 from fedreid.names import SiloName, check_label
 from fedreid.plan import Plan, parse_plan
@@ -119,6 +122,9 @@ class Conductor:
         for folder in self._folders.rounds():
             if folder.name != kept:
                 remove_folder(folder)
+            else:  # or a power cut could still take it, with updates that were synced in it
+                sync_folder(folder.parent)
+        sync_folder(self._folders.root)
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
@@ -190,9 +196,9 @@ class Conductor:
                 started_at_s=self._clock.now_s(),
             )
             await off_loop(self._journal.add_run, run, model)
-            await off_loop(self._audit.append, "run.started", run=run.name, model=model.digest)
             self._replay()
             self._notify()
+            await off_loop(self._audit.append, "run.started", run=run.name, model=model.digest)
             return run
 
     async def control(self, state: str, reason: str) -> RunRow:
@@ -255,8 +261,8 @@ class Conductor:
         after = advance(state, event, self._rules(state), self._clock.now_s())
         if after != state:
             await off_loop(self._journal.save_round, after)
-            await off_loop(note_event, self._audit, state, event, after)
             self._take(after)
+            await off_loop(note_event, self._audit, state, event, after)
 
     async def roll_back(self, version: int, admin: str) -> ModelRow:
         """Publish an earlier model of the run again; the round under way is given up.
@@ -277,6 +283,10 @@ class Conductor:
                 state, Abandoned(reason=reason), self._rules(state), self._clock.now_s()
             )
             await off_loop(self._journal.save_round, after, [model])
+            metrics.MODEL_VERSION.set(model.version)
+            if after != state:
+                self._take(after)
+            self._failed_in_a_row = 0  # what was given up is no failure of the plan's
             await off_loop(
                 self._audit.append,
                 "model.rolled_back",
@@ -287,10 +297,6 @@ class Conductor:
                 admin=admin,
             )
             await off_loop(note_event, self._audit, state, Abandoned(reason=reason), after)
-            metrics.MODEL_VERSION.set(model.version)
-            if after != state:
-                self._take(after)
-            self._failed_in_a_row = 0  # what was given up is no failure of the plan's
             return model
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
@@ -303,8 +309,10 @@ class Conductor:
 
     async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
         await off_loop(self._registry.set_state, silo, state, reason)
-        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
-        await self.apply(SiloGone(silo=silo))
+        try:
+            await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+        finally:
+            await self.apply(SiloGone(silo=silo))
 
     async def note_late(self, silo: SiloName, run: str, number: int) -> bool:
         """Write down that a silo's update of a round came too late; whether that was news."""
@@ -396,6 +404,9 @@ class Conductor:
     async def _step(self) -> None:
         changed = self._changed
         if self.run is None or self.run.state not in (RUNNING, PAUSED):
+            if self.run is not None and self.round is not None and not self.round.ended:
+                # Stopped, and a crash or a full disk came before the round was given up.
+                await self.apply(Abandoned(reason=self.run.reason))
             self.activity = "waiting for a run to be started"
             await _wait(changed, _IDLE_S)
         elif self.round is None or self.round.ended:
@@ -466,9 +477,9 @@ class Conductor:
                 now_s=self._clock.now_s(),
             )
             await off_loop(self._journal.save_round, state)
-            await off_loop(note_opened, self._audit, state)
             self._downloaded_bytes = 0
             self._take(state)
+            await off_loop(note_opened, self._audit, state)
 
     def _measured_map(self, model: ModelRow) -> float | None:
         """The mAP of a model on the coordinator's own images, if it was measured."""
@@ -540,9 +551,10 @@ class Conductor:
             if after == self.round:  # given up meanwhile: its models were never the federation's
                 return
             await off_loop(self._journal.save_round, after, models)
-            await off_loop(note_event, self._audit, self.round, published, after)
             metrics.MODEL_VERSION.set(models[-1].version)
+            before = self.round
             self._take(after)
+            await off_loop(note_event, self._audit, before, published, after)
         await off_loop(self._models.remove_old)
 
     def _rules(self, state: RoundState | None) -> Rules:
@@ -586,10 +598,10 @@ class Conductor:
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None
         await off_loop(self._journal.set_run_state, self.run.name, state, reason)
-        await off_loop(self._audit.append, f"run.{state}", run=self.run.name, reason=reason)
-        self.run = await off_loop(self._journal.newest_run)
+        self.run = replace(self.run, state=state, reason=reason)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()
+        await off_loop(self._audit.append, f"run.{state}", run=self.run.name, reason=reason)
 
     def _tell(self, activity: str) -> None:
         self.activity = activity

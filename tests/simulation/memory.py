@@ -13,6 +13,7 @@ import msgspec
 from coordinator.rounds.journal import EvaluationRow, Journal, ModelRow, RunRow, SiloRow
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
+from fedreid.errors import StorageError
 from tests.simulation.loop import VirtualLoop
 
 EPOCH_S = 1_900_000_000.0
@@ -171,11 +172,12 @@ class MemoryAudit(AuditLog):
     def __init__(self, loop: VirtualLoop, step: Callable[[str], None]) -> None:
         self._loop, self._step = loop, step
         self.lines: list[AuditLine] = []
+        self.unwritten: list[AuditLine] = []
+        """What was to be written and found no room: it happened all the same."""
         self.told: Callable[[str, dict[str, Any]], None] = lambda event, fields: None
 
     def append(self, event: str, **fields: Field) -> None:
         """Write one event."""
-        self._step(f"before audit {event}")
         line = AuditLine(
             number=len(self.lines) + 1,
             at_s=self._loop.time(),
@@ -183,6 +185,11 @@ class MemoryAudit(AuditLog):
             fields=dict(fields),
             previous="",
         )
+        try:
+            self._step(f"before audit {event}")
+        except StorageError:
+            self.unwritten.append(line)
+            raise
         self.lines.append(line)
         self.told(event, line.fields)
         self._step(f"after audit {event}")
