@@ -32,6 +32,7 @@ lint: $(VENV)/.installed  ## Style, types, borders between packages, the contrac
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/python -m tests.contract
 
 proto: $(VENV)/.installed  ## Generate the stubs in fedreid/v1 from proto/
 	$(BIN)/python -m tests.stubs .
