@@ -1,6 +1,5 @@
 """What of a round goes into the audit log? Each update's fate, and how the round ended."""
 
-from collections.abc import Iterable
 from itertools import takewhile
 
 from coordinator.rounds.machine import (
@@ -40,18 +39,15 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
         _note_end(audit, after)
 
 
-def make_up(audit: AuditLog, newest_first: Iterable[AuditLine], state: RoundState) -> None:
-    """Write what a crash has left out of the log: the journal has it, and comes before the log.
-
-    ``newest_first`` are the lines that stand in the log.
-    """
+def make_up(audit: AuditLog, state: RoundState) -> None:
+    """Write what a crash has left out of the log: the journal has it, and comes before the log."""
     place = (state.run, state.number)
 
     def before_the_round(line: AuditLine) -> bool:
         number = line.fields.get("round", -1)
         return line.event == "round.opened" and (line.fields.get("run"), number) != place
 
-    since = list(takewhile(lambda line: not before_the_round(line), newest_first))
+    since = list(takewhile(lambda line: not before_the_round(line), audit.newest_first()))
     of_round = [x for x in since if (x.fields.get("run"), x.fields.get("round")) == place]
     noted = {(line.event, line.fields.get("silo")) for line in of_round}
     if ("round.opened", None) not in noted:
