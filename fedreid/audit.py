@@ -104,6 +104,18 @@ class AuditLog:
                 last = self._write(path, last, "audit.repaired", {"dropped_bytes": cut_off})
             self._write(path, last, event, dict(fields))
 
+    def newest_first(self) -> Iterator[AuditLine]:
+        """Every whole line, newest first, as it stands: nothing of the chain is checked.
+
+        Raises:
+            AuditBroken: with the file whose line can't be read at all.
+            StorageError: a file can't be read.
+        """
+        for path in reversed(audit_files(self._folder)):
+            for at, raw in enumerate(_lines_from_the_end(path), start=1):
+                if raw.endswith(b"\n"):
+                    yield _decoded(path, -at, raw)
+
     def _end(self) -> tuple[Path, AuditLine | None, int]:
         """The file to append to, the last whole line, and the bytes of a torn one, now dropped."""
         files = audit_files(self._folder)
@@ -187,19 +199,6 @@ def last_line(folder: Path) -> AuditLine | None:
             if line is not None:
                 return line
     return None
-
-
-def newest_first(folder: Path) -> Iterator[AuditLine]:
-    """Every whole line, newest first, as it stands: nothing of the chain is checked.
-
-    Raises:
-        AuditBroken: with the file whose line can't be read at all.
-        StorageError: a file can't be read.
-    """
-    for path in reversed(audit_files(folder)):
-        for at, raw in enumerate(_lines_from_the_end(path), start=1):
-            if raw.endswith(b"\n"):
-                yield _decoded(path, -at, raw)
 
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:

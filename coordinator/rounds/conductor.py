@@ -50,7 +50,7 @@ from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
 from fedreid import faults
-from fedreid.audit import AuditLog, newest_first
+from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import (
@@ -118,7 +118,7 @@ class Conductor:
         phases.tell = self._tell
         self._replay()
         if self.round is not None:
-            make_up(self._chronicle, newest_first(folders.audit), self.round)
+            make_up(self._chronicle, audit.newest_first(), self.round)
         self._drop_gone()
         self._chronicle.settle()
         self._tidy()

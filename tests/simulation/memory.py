@@ -4,7 +4,7 @@ A commit is whole or has not happened; rows are stored as the bytes that the tru
 A test plays the same schedules over the true journal, and they must go the same way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,11 @@ class MemoryJournal(Journal):
         """The run's last round."""
         return next(reversed(self.rounds(run)), None)
 
+    def round(self, run: str, number: int) -> RoundState | None:
+        """One round."""
+        stored = self._rounds.get((run, number))
+        return None if stored is None else msgspec.json.decode(stored, type=RoundState)
+
     def rounds(self, run: str) -> list[RoundState]:
         """Every round of a run, by number."""
         places = sorted(place for place in self._rounds if place[0] == run)
@@ -193,6 +198,10 @@ class MemoryAudit(AuditLog):
         self.unwritten: list[AuditLine] = []
         """What was to be written and found no room: it happened all the same."""
         self.told: Callable[[str, dict[str, Any]], None] = lambda event, fields: None
+
+    def newest_first(self) -> Iterator[AuditLine]:
+        """Every line."""
+        return reversed(self.lines)
 
     def append(self, event: str, **fields: Field) -> None:
         """Write one event."""

@@ -23,7 +23,7 @@ import fedreid.files
 import fedreid.wire.stream
 import fedreid.wire.tensors
 from coordinator.folders import Folders
-from coordinator.rounds import intake, phases, publishing, spool
+from coordinator.rounds import phases, spool
 from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, ModelRow, SiloRow
 from coordinator.rounds.machine import Phase, RoundState
 from coordinator.trust.registry import ACTIVE, REVOKED, SUSPENDED
@@ -61,8 +61,6 @@ _SYSTEM: tuple[ModuleType, ...] = (
     fedreid.files,
     fedreid.wire.stream,
     fedreid.wire.tensors,
-    intake,
-    publishing,
 )
 MakeJournal = Callable[[Callable[[str], None], Callable[[RoundState], None]], Journal]
 
