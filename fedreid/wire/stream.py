@@ -30,7 +30,7 @@ async def send_chunks(
     clock_s = asyncio.get_running_loop().time
     chunk_bytes = FIRST_CHUNK_BYTES
     with storage_errors("read", path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         while offset < size:
             count = min(chunk_bytes, size - offset)
