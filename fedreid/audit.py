@@ -104,6 +104,20 @@ class AuditLog:
                 last = self._write(path, last, "audit.repaired", {"dropped_bytes": cut_off})
             self._write(path, last, event, dict(fields))
 
+    def newest_first(self) -> Iterator[AuditLine]:
+        """Every whole line, newest first, as it stands: nothing of the chain is checked.
+
+        Raises:
+            AuditBroken: with the file whose line can't be read at all.
+            StorageError: a file can't be read.
+        """
+        for path in reversed(audit_files(self._folder)):
+            with storage_errors("read", path):
+                whole = path.read_bytes().splitlines(keepends=True)
+            for at in range(len(whole), 0, -1):
+                if whole[at - 1].endswith(b"\n"):
+                    yield _decoded(path, at, whole[at - 1])
+
     def _end(self) -> tuple[Path, AuditLine | None, int]:
         """The file to append to, the last whole line, and the bytes of a torn one, now dropped."""
         files = audit_files(self._folder)
@@ -187,21 +201,6 @@ def last_line(folder: Path) -> AuditLine | None:
             if line is not None:
                 return line
     return None
-
-
-def newest_first(folder: Path) -> Iterator[AuditLine]:
-    """Every whole line, newest first, as it stands: nothing of the chain is checked.
-
-    Raises:
-        AuditBroken: with the file whose line can't be read at all.
-        StorageError: a file can't be read.
-    """
-    for path in reversed(audit_files(folder)):
-        with storage_errors("read", path):
-            whole = path.read_bytes().splitlines(keepends=True)
-        for at in range(len(whole), 0, -1):
-            if whole[at - 1].endswith(b"\n"):
-                yield _decoded(path, at, whole[at - 1])
 
 
 def verify(folder: Path) -> AuditSummary:

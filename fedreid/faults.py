@@ -40,6 +40,7 @@ SEAMS: dict[str, str] = {
 """How anything becomes durable, and where; each of these is a ``durable`` write besides."""
 
 STEPS: dict[str, str] = {
+    "journal.format": "coordinator/rounds/formats.py",
     "round.open": "coordinator/rounds/conductor.py",
     "round.commit": "coordinator/rounds/conductor.py",
     "run.commit": "coordinator/rounds/conductor.py",
@@ -62,7 +63,7 @@ STEPS: dict[str, str] = {
     "ca.activate.commit": "coordinator/trust/authorities.py",
     "download.chunk.write": "silo_agent/models.py",
     "download.finish": "silo_agent/models.py",
-    "train.checkpoint": "",
+    "train.checkpoint": "silo_agent/learning/checkpoints.py",
     "outbox.write": "silo_agent/outbox.py",
     "key.pending.write": "silo_agent/trust/join.py",
     "identity.flip": "fedreid/pki/identity.py",

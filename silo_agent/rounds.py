@@ -98,6 +98,8 @@ class Participant:
             tell=self._tell,
             doing=self._doing,
         )
+        self.jobs_done = 0
+        """Jobs that the training process has done since the start."""
         self._doing("waiting", 0.0)
         self._told = ""
 
@@ -274,6 +276,7 @@ class Participant:
             report = await self._worker.run(
                 self._train_job(task, base, out), TrainReport, self._note_progress
             )
+        self.jobs_done += 1
         for note in report.notes:
             self._tell(f"round {task.round}: this silo {note}")
         finished = FinishedRound.of(
@@ -329,6 +332,7 @@ class Participant:
         job = EvaluateJob.of(task, self._silo, model=model.path, previous=self._previous(task.run))
         async with self._heartbeats(stub, "", 0):
             report = await self._worker.run(job, EvaluateReport, self._note_progress)
+        self.jobs_done += 1
         if previous is not None and report.evaluations:
             await off_loop(self._outbox.note_published, previous, report.evaluations[0])
         await self._delivery.figures(stub, task.run, task.round, report.evaluations)

@@ -1,13 +1,16 @@
 """Who makes a round go on? The conductor: it does what a phase asks for, and tells the machine.
 
 The journal is written before memory changes and before anybody is answered, so a restarted
-coordinator finds itself in the same phase of the same round and does it again.
+coordinator finds itself in the same phase of the same round and does it again. Memory follows at
+once, before the audit log is written: a disk that fills up there must not let the two part.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from coordinator import metrics
 from coordinator.folders import Folders
@@ -47,7 +50,7 @@ from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
 from fedreid import faults
-from fedreid.audit import AuditLog, newest_first
+from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import (
@@ -55,11 +58,10 @@ from fedreid.errors import (
     JobFailed,
     Refusal,
     RunError,
-    StorageError,
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import remove_folder
+from fedreid.files import remove_folder, sync_folder
 from fedreid.limits import (
     FAILED_ROUNDS_IN_A_ROW,
     GATHER_S,
@@ -115,7 +117,7 @@ class Conductor:
         phases.tell = self._tell
         self._replay()
         if self.round is not None:
-            make_up(self._chronicle, newest_first(folders.audit), self.round)
+            make_up(self._chronicle, self.round)
         self._drop_gone()
         self._chronicle.settle()
         self._tidy()
@@ -145,6 +147,9 @@ class Conductor:
         for folder in self._folders.rounds():
             if folder.name != kept:
                 remove_folder(folder)
+            else:  # or a power cut could still take it, with updates that were synced in it
+                sync_folder(folder.parent)
+        sync_folder(self._folders.root)
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
@@ -369,7 +374,7 @@ class Conductor:
         with faults.step("silo.gone.commit"):
             await off_loop(self._registry.set_state, silo, state, reason)
         self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
-        with suppress(StorageError):  # owed, then: on a full disk, too, it is out of the round
+        with suppress(FedreidError):  # then it is owed; the silo is out all the same
             await off_loop(self._chronicle.settle)
         await self.apply(SiloGone(silo=silo))
 
@@ -464,6 +469,9 @@ class Conductor:
             self._left_over.pop()
         changed = self._changed
         if self.run is None or self.run.state not in (RUNNING, PAUSED):
+            if self.run is not None and self.round is not None and not self.round.ended:
+                # Stopped, and a crash or a full disk came before the round was given up.
+                await self.apply(Abandoned(reason=self.run.reason))
             self.activity = "waiting for a run to be started"
             await _wait(changed, _IDLE_S)
         elif self.round is None or self.round.ended:
@@ -660,10 +668,9 @@ class Conductor:
         assert self.run is not None
         with faults.step("run.commit"):
             await off_loop(self._journal.set_run_state, self.run.name, state, reason)
-        self.run = await off_loop(self._journal.newest_run)
+        self.run = replace(self.run, state=state, reason=reason)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()
-        assert self.run is not None
         self._chronicle.append(f"run.{state}", run=self.run.name, reason=reason)
         await off_loop(self._chronicle.settle)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
+from fedreid import faults
 from fedreid.errors import StorageError
 
 FORMAT = 2
@@ -22,7 +23,7 @@ def bring_up(engine: sa.Engine, tables: sa.MetaData) -> None:
     Raises:
         StorageError: a newer coordinator has written the journal.
     """
-    with engine.begin() as connection:
+    with engine.connect() as connection:
         found = _noted(connection)
         if found == FORMAT:
             return
@@ -32,7 +33,7 @@ def bring_up(engine: sa.Engine, tables: sa.MetaData) -> None:
             why="a newer coordinator has written it",
             next_step="Start that version again, or restore the backup from before the upgrade.",
         )
-    with engine.begin() as connection:
+    with faults.step("journal.format"), engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver begins none before DDL
         is_new = not sa.inspect(connection).get_table_names()
         tables.create_all(connection)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedreid import faults
 from fedreid.clock import Clock, SystemClock
 from fedreid.errors import StorageError, storage_errors
 from fedreid.files import make_folder, remove_file, replacing
@@ -177,7 +178,7 @@ class Checkpoints:
         stream = io.BytesIO()
         torch.save(values, stream)
         make_folder(path.parent, mode=0o700)
-        with replacing(path, mode=0o600) as file:
+        with faults.step("train.checkpoint"), replacing(path, mode=0o600) as file:
             file.write(blake3.blake3(stream.getbuffer()).digest())
             file.write(stream.getbuffer())
 

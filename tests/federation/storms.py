@@ -152,6 +152,16 @@ def rounds_of(local: LocalFederation) -> list[RoundState]:
     return [msgspec.json.decode(row[0], type=RoundState) for row in rows]
 
 
+def check_no_figure_is_lost(local: LocalFederation) -> None:
+    """The coordinator has what every silo measured of every published round."""
+    with closing(sqlite3.connect(f"file:{Folders(local.data).journal}?mode=ro", uri=True)) as found:
+        figures = set(found.execute("SELECT round, silo, model FROM evaluations").fetchall())
+    for state in rounds_of(local):
+        for silo in local.agents if state.phase is Phase.PUBLISHED else ():
+            assert (state.number - 1, silo, "global") in figures
+            assert (state.number, silo, "local") in figures
+
+
 def digests_of(local: LocalFederation) -> dict[tuple[str, int], str]:
     """What each round published."""
     return {
@@ -222,7 +232,7 @@ def is_over(local: LocalFederation) -> bool:
 
 
 _TRAINING = re.compile(r"round (\d+): training\n")
-_TRAINER_DIED = re.compile(r"round (\d+): training\n[^\n]*ended in the middle of a job")
+_TRAINER_DIED = re.compile(r"round (\d+): training\n(?:(?!round ).*\n)*?.*ended in the middle of")
 
 
 def trainings(log: str) -> list[int]:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.federation import LocalFederation
+from benchmark.federation import LocalFederation, Program
 from fedreid import faults
+from fedreid.limits import JOB_ATTEMPTS
 from tests.federation.conftest import Storming, write_plan
 from tests.federation.storms import (
     BACKBONE,
     COORDINATOR,
     QUORUM,
     Storm,
+    check_no_figure_is_lost,
     check_nothing_is_lost,
     play,
 )
@@ -45,10 +47,11 @@ AGENTS = (
     "upload.ack.received",
 )
 LEARNING = ("distil.step", *both("aggregate.write", "distil.checkpoint", "evaluate.commit"))
-TRAINING = ("train.step",)
+TRAINING = ("train.step", *both("train.checkpoint"))
 ENROLLING = both("token.consume.commit")
 RENEWING_COORDINATOR = both("silo.renew.commit")
 RENEWING_AGENT = both("key.pending.write", "identity.flip", "link.flip")
+OPENING = both("journal.format")  # tests/coordinator/rounds/test_journal.py
 COMMANDED = both("silo.gone.commit", "ca.activate.commit", "run.commit")
 
 TWICE = (
@@ -62,11 +65,9 @@ TWICE = (
 def test_the_matrix_leaves_out_no_point() -> None:
     every = (
         *(*COORDINATORS, *AGENTS, *LEARNING, *TRAINING, *ENROLLING),
-        *(*RENEWING_COORDINATOR, *RENEWING_AGENT, *COMMANDED),
+        *(*RENEWING_COORDINATOR, *RENEWING_AGENT, *OPENING, *COMMANDED),
     )
-    reserved = {name for name, path in faults.STEPS.items() if not path}
-    elsewhere = {*both(faults.DURABLE), *both(*reserved)}
-    assert set(every) == faults.POINTS - elsewhere
+    assert set(every) == faults.POINTS - set(both(faults.DURABLE))
 
 
 def compare(
@@ -75,6 +76,7 @@ def compare(
     script: Callable[[Storm], None],
     *,
     join: Callable[[LocalFederation, str], object] = LocalFederation.join_without_training,
+    judge: Callable[[LocalFederation], None] = lambda local: None,
     **tables: object,
 ) -> None:
     """Run through a script of crashes, and once more in peace."""
@@ -85,6 +87,16 @@ def compare(
     play(calm, plan, lambda storm: storm.go_on(stormy.published() - 1), join=join)
     print(f"{stormy.published()} rounds, killed: {stormy.deaths}")
     check_nothing_is_lost(stormy, calm)
+    judge(stormy.local)
+
+
+def join_with_checkpoints(local: LocalFederation, silo: str) -> None:
+    """Start an agent that really trains, and keeps a checkpoint after each step."""
+    local.command(*local.join_arguments(silo), "--enrol-only")
+    trainer = "tests.silo_agent.learning.worker_of_many_checkpoints"
+    arguments = ("tests.federation.agent_with", trainer, str(local.agent_data(silo)))
+    local.agents[silo] = Program(arguments, local.root / f"{silo}.log", local.environments[silo])
+    local.agents[silo].start()
 
 
 def one_by_one(who: Callable[[Storm], str], lines: Iterable[str]) -> Callable[[Storm], None]:
@@ -122,11 +134,20 @@ class TestEveryPoint:
         lines = [f"{point} 1 crash" for point in AGENTS]
         compare(storms, tmp_path, one_by_one(first_silo, lines))
 
+    def test_of_an_agents_trainer_alone(self, storms: Storming, tmp_path: Path) -> None:
+        def script(storm: Storm) -> None:
+            for _ in range(JOB_ATTEMPTS):
+                storm.ride_out(first_silo(storm), "train.step 3 kill")
+                storm.go_on()  # a job that fails so often in a row ends the agent
+
+        compare(storms, tmp_path, script)
+
     def test_of_learning(self, storms: Storming, tmp_path: Path, images: Path) -> None:
         def script(storm: Storm) -> None:
             for effect in ("kill", "crash"):  # of the worker alone, and of the whole program
                 for point in TRAINING:
                     storm.ride_out(first_silo(storm), f"{point} 2 {effect}")
+                    storm.go_on()
                 for point in LEARNING:
                     storm.ride_out(COORDINATOR, f"{point} 1 {effect}")
 
@@ -134,10 +155,11 @@ class TestEveryPoint:
             storms,
             tmp_path,
             script,
-            join=LocalFederation.join,
+            join=join_with_checkpoints,
             backbone={**BACKBONE, "name": "shufflenet_v2_x0_5"},
             distillation={"images": str(images / "public"), "batch_size": 8},
-            evaluation={"folder": str(images / "campus"), "every": 1000, "standalone": False},
+            evaluation={"folder": str(images / "campus"), "standalone": False},
+            judge=check_no_figure_is_lost,
         )
 
 

@@ -3,6 +3,7 @@
 Real processes over real mTLS; whoever gave the command that a crash cut off gives it again.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -53,8 +54,29 @@ def answers(local: LocalFederation) -> bool:
     return "serving the federation" in local.coordinator.log_of_this_start
 
 
-def authorities(local: LocalFederation) -> dict[str, object]:
-    return dict(json.loads(admin_says(local, "ca", "status", "--json")))
+def answered(storm: Storm, *arguments: str) -> str:
+    """Ask until the coordinator lives long enough to answer."""
+    while True:
+        try:
+            return admin_says(storm.local, *arguments)
+        except RunError as error:
+            if "can't be reached" not in str(error):
+                raise
+        storm.wait(
+            lambda: storm.local.coordinator.running() and answers(storm.local),
+            "the coordinator answers",
+        )
+
+
+def authorities(storm: Storm) -> dict[str, object]:
+    return dict(json.loads(answered(storm, "ca", "status", "--json")))
+
+
+def take(storm: Storm, command: str, step: str) -> None:
+    """Take a step of the roll-over, though silos that follow at once end the coordinator."""
+    while authorities(storm)["step"] != step:
+        with contextlib.suppress(RunError):
+            admin_says(storm.local, "ca", command)
 
 
 def states(local: LocalFederation) -> dict[str, str]:
@@ -64,7 +86,7 @@ def states(local: LocalFederation) -> dict[str, str]:
 
 def followed(storm: Storm) -> None:
     """Wait until every silo has followed a step of the roll-over."""
-    storm.wait(lambda: not authorities(storm.local)["awaited"], "the silos follow")
+    storm.wait(lambda: not authorities(storm)["awaited"], "the silos follow")
 
 
 def test_a_join_that_is_cut_off_is_done_again_with_the_same_token(
@@ -95,7 +117,7 @@ def test_renewals_and_roll_overs_that_are_cut_off_lock_nobody_out(
         faults += [(silo, point) for point in RENEWING_AGENT]
         for place, (who, point) in enumerate(faults):
             storm.arm(who, f"{point} 1 crash")
-            admin_says(storm.local, "ca", ("prepare", "activate")[place % 2])
+            take(storm, *(("prepare", "prepared"), ("activate", "activated"))[place % 2])
             storm.wait(lambda who=who: not storm.pending(who), f"{who} meets {point}")  # type: ignore[misc]
             followed(storm)
             if place % 2:
@@ -104,13 +126,13 @@ def test_renewals_and_roll_overs_that_are_cut_off_lock_nobody_out(
             admin_says(storm.local, "ca", "prepare")
             followed(storm)
             cut_off(storm, point, "coordinator", "ca", "activate", "--data", str(storm.local.data))
-            step = authorities(storm.local)["step"]
+            step = authorities(storm)["step"]
             assert step == ("prepared" if point.endswith("before") else "activated")
             if step == "prepared":
                 admin_says(storm.local, "ca", "activate")
             followed(storm)
             admin_says(storm.local, "ca", "drop")
-        assert authorities(storm.local)["step"] == "settled"
+        assert authorities(storm)["step"] == "settled"
 
     stormy, calm = storms("stormy"), storms("calm")
     play(stormy, plan_in(tmp_path), script)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedreid.audit import AuditLog, audit_files, newest_first, read_audit, verify
+from fedreid.audit import AuditLog, audit_files, read_audit, verify
 from fedreid.clock import SystemClock
 from fedreid.errors import AuditBroken
 
@@ -39,12 +39,12 @@ def test_the_chain_goes_on_after_a_restart_and_through_rotation(tmp_path: Path) 
 
 
 def test_lines_are_read_backwards_through_all_files_without_a_torn_end(tmp_path: Path) -> None:
-    written(tmp_path, 10, file_bytes=500)
+    log = written(tmp_path, 10, file_bytes=500)
     with audit_files(tmp_path)[-1].open("ab") as stream:
         stream.write(b'{"number":11')
     assert len(audit_files(tmp_path)) > 2
-    assert list(newest_first(tmp_path)) == list(read_audit(tmp_path))[::-1]
-    assert list(newest_first(tmp_path / "none")) == []
+    assert list(log.newest_first()) == list(read_audit(tmp_path))[::-1]
+    assert list(AuditLog(tmp_path / "none", CLOCK).newest_first()) == []
 
 
 @pytest.mark.parametrize("line", [1, 3, 6])

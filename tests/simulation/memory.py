@@ -4,7 +4,7 @@ A commit is whole or has not happened; rows are stored as the bytes that the tru
 A test plays the same schedules over the true journal, and they must go the same way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from coordinator.rounds.journal import (
 )
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
+from fedreid.errors import StorageError
 from tests.simulation.loop import VirtualLoop
 
 EPOCH_S = 1_900_000_000.0
@@ -113,6 +114,11 @@ class MemoryJournal(Journal):
         """The run's last round."""
         return next(reversed(self.rounds(run)), None)
 
+    def round(self, run: str, number: int) -> RoundState | None:
+        """One round."""
+        stored = self._rounds.get((run, number))
+        return None if stored is None else msgspec.json.decode(stored, type=RoundState)
+
     def rounds(self, run: str) -> list[RoundState]:
         """Every round of a run, by number."""
         places = sorted(place for place in self._rounds if place[0] == run)
@@ -189,11 +195,16 @@ class MemoryAudit(AuditLog):
     def __init__(self, loop: VirtualLoop, step: Callable[[str], None]) -> None:
         self._loop, self._step = loop, step
         self.lines: list[AuditLine] = []
+        self.unwritten: list[AuditLine] = []
+        """What was to be written and found no room: it happened all the same."""
         self.told: Callable[[str, dict[str, Any]], None] = lambda event, fields: None
+
+    def newest_first(self) -> Iterator[AuditLine]:
+        """Every line."""
+        return reversed(self.lines)
 
     def append(self, event: str, **fields: Field) -> None:
         """Write one event."""
-        self._step(f"before audit {event}")
         line = AuditLine(
             number=len(self.lines) + 1,
             at_s=self._loop.time(),
@@ -201,6 +212,11 @@ class MemoryAudit(AuditLog):
             fields=dict(fields),
             previous="",
         )
+        try:
+            self._step(f"before audit {event}")
+        except StorageError:
+            self.unwritten.append(line)
+            raise
         self.lines.append(line)
         self.told(event, line.fields)
         self._step(f"after audit {event}")

@@ -23,7 +23,7 @@ import fedreid.files
 import fedreid.wire.stream
 import fedreid.wire.tensors
 from coordinator.folders import Folders
-from coordinator.rounds import intake, phases, publishing, spool
+from coordinator.rounds import phases, spool
 from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, ModelRow, SiloRow
 from coordinator.rounds.machine import Phase, RoundState
 from coordinator.trust.registry import ACTIVE, REVOKED, SUSPENDED
@@ -61,8 +61,6 @@ _SYSTEM: tuple[ModuleType, ...] = (
     fedreid.files,
     fedreid.wire.stream,
     fedreid.wire.tensors,
-    intake,
-    publishing,
 )
 MakeJournal = Callable[[Callable[[str], None], Callable[[RoundState], None]], Journal]
 
@@ -124,6 +122,7 @@ class World:
         self._returned: list[tuple[str, float, float]] = []
         self._let_in_s: list[tuple[str, float]] = []
         self._full_until_s = 0.0
+        self._writes_left = 0
         self._failure: BaseException | None = None
         self._at_peace = False
         self._outside = copy_context()
@@ -139,6 +138,7 @@ class World:
         patches = [mock.patch.object(module, "os", system) for module in _SYSTEM]
         patches += [mock.patch.object(each, "shutil", shutil) for each in (fedreid.files, spool)]
         patches += [mock.patch.object(phases, "Path", MemoryPath)]
+        patches += [mock.patch.object(fedreid.files, "secrets", _Guessable(self._random))]
         for patch in patches:
             patch.start()
         try:
@@ -174,7 +174,7 @@ class World:
             self._kill_coordinator, self._kill_silo, self._cut_off, self._set_clock,
             self._fill_disk, self._shut_out, self._let_in, self._pause, self._stop, self._roll_back,
         ]  # fmt: skip
-        weights = [_often(self._random, most) for most in (9, 4, 4, 3, 3, 4, 4, 2, 0.3, 1)]
+        weights = [_often(self._random, most) for most in (9, 4, 4, 3, 4, 4, 4, 2, 1, 1)]
         count = self._random.choice((0, 3, 8, 20)) if any(weights) else 0
         for _ in range(count):
             await asyncio.sleep(self._random.random() * 2 * _TROUBLES_S / count)
@@ -207,6 +207,8 @@ class World:
                 if silo.program is None:
                     silo.start()
                 await self._let_in(silo)
+        if any(not state.ended for state in self._states.values()):
+            await asyncio.sleep(_COLLECTING_S + _PHASE_S)
 
     def _is_over(self) -> bool:
         run = self._journal.newest_run()
@@ -253,8 +255,12 @@ class World:
             self._set_back_s.append(self._loop.time())
 
     async def _fill_disk(self) -> None:
-        self._tell("disk", "is full")
-        self._full_until_s = self._loop.time() + self._random.random() * 3.0
+        """For a while, or for one of the next writes."""
+        if self._random.random() < 0.3:
+            self._tell("disk", "is full")
+            self._full_until_s = self._loop.time() + self._random.random() * 3.0
+        else:
+            self._writes_left = self._random.randint(1, 30)
 
     async def _shut_out(self) -> None:
         silo = SiloName(self._random.choice(self._silos).name)
@@ -386,14 +392,20 @@ class World:
             return
         if not program.alive:
             raise Killed
-        full = self._loop.time() < self._full_until_s and what.startswith(_TAKES_ROOM)
-        if full and self._random.random() < 0.5:
+        if what.startswith(_TAKES_ROOM) and self._is_full():
+            self._tell("disk", f"has no room {what}")
             raise StorageError(f"No room {what}", why="the disk is full")
         if isinstance(program, Server) and program.steps_left is not None:
             program.steps_left -= 1
             if program.steps_left <= 0:
                 self._crash(what)
                 raise Killed
+
+    def _is_full(self) -> bool:
+        if self._loop.time() < self._full_until_s:
+            return self._random.random() < 0.5
+        self._writes_left -= 1
+        return self._writes_left == 0
 
     # What is noted, and what must hold
 
@@ -434,6 +446,7 @@ class World:
         lines = self._audit.lines
         gone = [
             *departures(lines),
+            *departures(self._audit.unwritten),
             *(Gone(silo=x, decided_s=a, done_s=b) for x, a, b in self._returned),
         ]
         return History(
@@ -519,6 +532,16 @@ _TAKES_ROOM = ("before commit", "before audit", "before create", "before write",
 @functools.lru_cache(maxsize=1000)
 def _is_signed(row: ModelRow) -> bool:
     return is_signed(row, _MODEL_KEY)
+
+
+class _Guessable:
+    """Names of temporary files as in every replay."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def token_hex(self, size: int) -> str:
+        return self._random.randbytes(size).hex()
 
 
 async def _obey(work: Command, server: Server) -> None:

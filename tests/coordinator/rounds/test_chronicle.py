@@ -15,7 +15,7 @@ from coordinator.rounds.machine import (
     TimePassed,
     advance,
 )
-from fedreid.audit import AuditLog, newest_first, read_audit
+from fedreid.audit import AuditLog, read_audit
 from tests.coordinator.rounds.states import BEGAN_S, DEADLINE_S, opened, rules, update
 from tests.parties import FakeClock
 
@@ -65,7 +65,7 @@ def test_the_line_that_a_crash_cut_off_is_made_up(
     seen = states()
     for place, state in enumerate(seen):
         if place == cut_off_at:
-            make_up(audit, newest_first(tmp_path / "audit"), state)
+            make_up(audit, state)
         elif place == 0:
             note_opened(audit, state)
         else:
@@ -76,7 +76,7 @@ def test_the_line_that_a_crash_cut_off_is_made_up(
 def test_what_stands_in_the_log_is_not_written_again(audit: AuditLog, tmp_path: Path) -> None:
     last = states()[-1]
     for _ in range(2):
-        make_up(audit, newest_first(tmp_path / "audit"), last)
+        make_up(audit, last)
         assert noted(tmp_path) == WHOLE
 
 
@@ -84,5 +84,5 @@ def test_lines_of_other_rounds_are_no_lines_of_this_one(audit: AuditLog, tmp_pat
     ended = advance(opened("north", "south"), TimePassed(), rules(), BEGAN_S + DEADLINE_S)
     assert ended.phase is Phase.SKIPPED
     for state in (replace(ended, number=6), ended, replace(ended, run="autumn")):
-        make_up(audit, newest_first(tmp_path / "audit"), state)
+        make_up(audit, state)
     assert noted(tmp_path) == [("round.opened", None), ("round.skipped", None)] * 3

@@ -1,6 +1,10 @@
 """Does a journal of another version open as what it says, or not at all?"""
 
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import sqlalchemy as sa
 from coordinator.rounds import formats
 from coordinator.rounds.formats import FORMAT
 from coordinator.rounds.journal import Journal, SiloRow
+from fedreid import faults
 from fedreid.errors import StorageError
 from tests.coordinator.rounds.test_journal import everything, fill
 
@@ -113,6 +118,27 @@ def test_a_step_that_fails_half_way_leaves_the_old_format(
     journal = Journal(path)
     assert [silo.name for silo in journal.silos()] == ["north"]
     journal.close()
+
+
+@pytest.mark.parametrize("old", ["", SILOS_OF_OLD], ids=["new", "old"])
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_coordinator_that_is_killed_at_it_opens_the_journal_the_next_time(
+    path: Path, tmp_path: Path, old: str, side: str
+) -> None:
+    with sqlite3.connect(path) as raw:
+        raw.executescript(old)
+    queue = tmp_path / "faults"
+    queue.write_text(f"journal.format:{side} 1 kill\n")
+    opens = (
+        "import pathlib, sys; from coordinator.rounds.journal import Journal; "
+        "Journal(pathlib.Path(sys.argv[1]))"
+    )
+    opening = [sys.executable, "-c", opens, str(path)]
+    environment = {**os.environ, faults.VARIABLE: str(queue)}
+    assert subprocess.run(opening, env=environment).returncode == -signal.SIGKILL
+    assert number_in(path) == (0 if side == "before" else FORMAT)
+    assert subprocess.run(opening, env=environment).returncode == 0
+    assert number_in(path) == FORMAT
 
 
 def test_there_is_a_step_from_every_earlier_format() -> None:
