@@ -24,7 +24,7 @@ from coordinator.rounds.machine import (
     UpdateRejected,
     UpdatesLost,
 )
-from fedreid.audit import AuditLine, AuditLog, Field, last_line
+from fedreid.audit import AuditLine, AuditLog, Field, newest_first
 from fedreid.clock import Clock
 
 _COMMITS = "commits"
@@ -41,7 +41,7 @@ def commits_seen(folders: Folders) -> int:
     Raises:
         AuditBroken, StorageError: the line can't be read.
     """
-    line = last_line(folders.audit)
+    line = next(newest_first(folders.audit), None)
     seen = 0 if line is None else line.fields.get(_COMMITS, 0)
     return seen if isinstance(seen, int) else 0
 
