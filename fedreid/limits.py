@@ -114,6 +114,14 @@ HEARTBEAT_S = 5.0
 PRESENCE_S = 60.0
 """A silo not heard of for this long is not invited to the next round."""
 
+KEEPALIVE_S = 20.0
+"""Pause after which a connection on which nothing comes is asked whether it still is one, below
+the idle limit of common NAT boxes."""
+
+KEEPALIVE_ANSWER_S = 30.0
+"""How long the answer may take: on a slow line it waits behind what is already on its way, such as
+200 kB of windows and buffers at 64 kbit/s. Who vanished is noticed within 50 s."""
+
 CALL_S = 30.0
 """Deadline of a unary call that is no long poll."""
 

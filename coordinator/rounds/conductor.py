@@ -158,6 +158,7 @@ class Conductor:
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()  # of the newest round alone
+        self._late: set[tuple[str, int]] = set()
         self._plans = Plans(self._journal, self.run)
         if self.run is None:
             return
@@ -378,6 +379,17 @@ class Conductor:
             await off_loop(self._chronicle.settle)
         await self.apply(SiloGone(silo=silo))
 
+    async def note_late(self, silo: SiloName, run: str, number: int) -> bool:
+        """Write down that a silo's update of a round came too late; whether that was news."""
+        newest = 0 if self.round is None else self.round.number
+        known = self.run is not None and run == self.run.name and 1 <= number <= newest
+        if not known or (silo, number) in self._late:
+            return False
+        self._late.add((silo, number))
+        self._chronicle.append("update.late", run=run, round=number, silo=silo)
+        await off_loop(self._chronicle.settle)
+        return True
+
     async def decline(self, silo: SiloName, run: str, number: int, policy_key: str) -> None:
         """A silo will not do its task of a round, and will be silent: nobody waits for it."""
         self._presence.away(silo)
@@ -591,6 +603,8 @@ class Conductor:
 
     async def _phase_failed(self, state: RoundState, error: FedreidError, left_s: float) -> None:
         """Try again later what people can mend; give up what fails again by itself."""
+        if self.round is None or self.round.ended:
+            return  # given up meanwhile: its files were taken away from under the job
         if isinstance(error, JobFailed):
             self._failed_jobs += 1
             if self._failed_jobs >= JOB_ATTEMPTS:

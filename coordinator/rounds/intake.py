@@ -108,6 +108,8 @@ class Intake:
         if standing is Standing.STALE and await self._has_accepted(announcement):
             standing = Standing.ACCEPTED
         upload_id = announcement.upload_id
+        if standing is Standing.STALE:
+            await self._note_late(announcement)
         if standing is not Standing.SEND:
             return Opening(standing=standing, upload_id=upload_id)
         await off_loop(self._check_form, announcement, self._conductor.plan)
@@ -139,7 +141,10 @@ class Intake:
             raise LimitReached("Another upload of this silo is under way")
         self._busy.add(silo)
         try:
-            return await self._receive(announcement, chunks)
+            standing = await self._receive(announcement, chunks)
+            if standing is Standing.STALE:
+                await self._note_late(announcement)
+            return standing
         finally:
             self._busy.discard(silo)
 
@@ -154,6 +159,15 @@ class Intake:
             if refusal.reason not in _SEND_AGAIN:
                 await self._conductor.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
             raise
+
+    async def _note_late(self, announcement: Announcement) -> None:
+        """Once for each round, however often its update is sent."""
+        noted = await self._conductor.note_late(
+            announcement.silo, announcement.run, announcement.round
+        )
+        if noted:
+            UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
+            SILO_UPDATES.labels(announcement.silo, "rejected").inc()
 
     async def _receive(
         self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]

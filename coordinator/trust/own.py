@@ -12,7 +12,7 @@ from coordinator.trust.authorities import Authorities
 from fedreid.errors import IdentityMissing
 from fedreid.limits import SERVER_LIFE_S
 from fedreid.names import FederationName, Principal, Role
-from fedreid.pki.certificates import key_to_pem, new_key, to_pem
+from fedreid.pki.certificates import key_to_pem, new_key, serves, to_pem
 from fedreid.pki.identity import Identity, IdentityStore, renewal_due_s
 
 
@@ -33,7 +33,7 @@ def keep_own_identities(
         (Role.ADMIN, "admin", folders.admin, ()),
     ):
         store = IdentityStore(folder)
-        if _is_good(store, trusted, authorities.issuing.key_id, now_s):
+        if _is_good(store, trusted, authorities.issuing.key_id, names, now_s):
             continue
         key = new_key()
         certificate = authorities.issuing.issue(
@@ -53,7 +53,13 @@ def keep_own_identities(
     return issued
 
 
-def _is_good(store: IdentityStore, trusted: bytes, issuer_key_id: str, now_s: float) -> bool:
+def _is_good(
+    store: IdentityStore,
+    trusted: bytes,
+    issuer_key_id: str,
+    hostnames: Sequence[str],
+    now_s: float,
+) -> bool:
     try:
         identity = store.load()
     except IdentityMissing:
@@ -62,5 +68,6 @@ def _is_good(store: IdentityStore, trusted: bytes, issuer_key_id: str, now_s: fl
     return (
         holder.issuer_key_id == issuer_key_id
         and identity.authorities_pem == trusted
+        and serves(identity.certificate_pem, hostnames)
         and now_s < renewal_due_s(holder, jitter=0.0)
     )

@@ -12,13 +12,13 @@ from fedreid.limits import (
     CONNECTIONS,
     FILES_KEPT_FREE,
     HANDSHAKE_S,
+    KEEPALIVE_ANSWER_S,
+    KEEPALIVE_S,
     MESSAGE_BYTES,
     STREAMS_PER_CONNECTION,
 )
 
 _MS = 1000
-_KEEPALIVE_S = 20
-_KEEPALIVE_ANSWER_S = 10
 _PINGS_APART_S = 5
 
 
@@ -48,8 +48,8 @@ def port_options(connections: int) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.max_send_message_length", MESSAGE_BYTES),
         ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share it
-        ("grpc.keepalive_time_ms", _KEEPALIVE_S * _MS),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_ANSWER_S * _MS),
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_S * _MS)),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_S * _MS)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _PINGS_APART_S * _MS),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),

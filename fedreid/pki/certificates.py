@@ -247,6 +247,13 @@ def _subject(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
 
 
+def serves(certificate_pem: bytes, hostnames: Sequence[str]) -> bool:
+    """Whether a certificate names all of these hosts; who dials another one distrusts it."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return all(_host(name) in names for name in hostnames)
+
+
 def _host(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))

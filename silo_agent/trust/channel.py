@@ -16,7 +16,14 @@ import grpc.aio
 
 from fedreid import __version__
 from fedreid.errors import ConnectionFailed, FedreidError, TrustError, UpdateRefused
-from fedreid.limits import CALL_S, KEY_GRACE_S, MESSAGE_BYTES, RECONNECT_MAX_S
+from fedreid.limits import (
+    CALL_S,
+    KEEPALIVE_ANSWER_S,
+    KEEPALIVE_S,
+    KEY_GRACE_S,
+    MESSAGE_BYTES,
+    RECONNECT_MAX_S,
+)
 from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc
@@ -30,8 +37,8 @@ if TYPE_CHECKING:
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_S * 1000)),
     ("grpc.enable_retries", 0),  # the agent's own loop retries, with offsets
 )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 Way = Literal["up", "down"]
+Side = Literal["agent", "coordinator"]
 
 _READ_BYTES = 16 * 1024
 _QUEUED_BYTES = 64 * 1024
@@ -34,7 +35,10 @@ class Line:
 class Proxy:
     """Relays connections to one address, until left."""
 
-    def __init__(self, target: str, *, line: Line | None = None) -> None:
+    def __init__(
+        self, target: str, *, line: Line | None = None, listens: str = "127.0.0.1"
+    ) -> None:
+        self._listens = listens
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self.line: dict[Way, Line] = {"up": line or Line(), "down": line or Line()}
@@ -53,9 +57,10 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self._thread.start()
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server((self._listens, 0))
         self._narrowed(listener)
-        self.address = f"localhost:{listener.getsockname()[1]}"
+        named = "localhost" if self._listens == "127.0.0.1" else self._listens
+        self.address = f"{named}:{listener.getsockname()[1]}"
         started = asyncio.run_coroutine_threadsafe(
             asyncio.start_server(self._relay, sock=listener), self._loop
         )
@@ -70,35 +75,30 @@ class Proxy:
 
     def partition(self) -> None:
         """Let nothing through, not even an end, until healed; nobody is told."""
-        self._call(self._open.clear)
+        self._call(self.part)
+
+    def part(self, heals_after_s: float | None = None) -> None:
+        """:meth:`partition`, for what is done in the proxy's own thread; may heal by itself."""
+        self._open.clear()
+        if heals_after_s is not None:
+            self._loop.call_later(heals_after_s, self._open.set)
 
     def heal(self) -> None:
         """Let through again, what has been waiting first."""
         self._call(self._open.set)
 
-    def partition_now(self) -> None:
-        """:meth:`partition`, for what is done in the proxy's own thread."""
-        self._open.clear()
-
-    def partition_for(self, seconds: float) -> threading.Event:
-        """A partition that heals by itself; the event says when."""
-        healed = threading.Event()
-
-        def heal() -> None:
-            self._open.set()
-            healed.set()
-
-        self._call(self._open.clear)
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, heal)
-        return healed
-
     def cut(self) -> None:
         """Break every connection off, at both ends; what is on its way is lost."""
         self._call(self._cut)
 
-    def forsake(self, side: Literal["agent", "coordinator"]) -> None:
-        """Half-open: that side alone sees its connections break, the other hears nothing more."""
-        self._call(lambda: [link.forsake(side) for link in list(self._links)])
+    def forsake(self, side: Side) -> None:
+        """Half-open: that side is gone or sees a break, and the other hears nothing of it."""
+        self._call(lambda: self.leave(side))
+
+    def leave(self, side: Side) -> None:
+        """:meth:`forsake`, for what is done in the proxy's own thread."""
+        for link in list(self._links):
+            link.forsake(side)
 
     def when_passed(self, way: Way, size_bytes: int, then: Callable[[], None]) -> threading.Event:
         """Do something as soon as so many more bytes have gone a way; the event says that it is."""
@@ -200,7 +200,7 @@ class _Link:
         for _, writer in (self._agent, self._coordinator):
             _reset(writer)
 
-    def forsake(self, side: Literal["agent", "coordinator"]) -> None:
+    def forsake(self, side: Side) -> None:
         """Break off at one end; the other hears nothing, and what it says goes nowhere."""
         self._forsaken = True
         _reset((self._agent if side == "agent" else self._coordinator)[1])

@@ -38,6 +38,7 @@ class Rogue:
     """A silo of a federation, under a test's control."""
 
     def __init__(self, local: LocalFederation, silo: str) -> None:
+        self.name = silo
         self._folders = Folders(local.agent_data(silo))
         self._token = tokens.read(local.token(silo))
         self.address = local.endpoint

@@ -32,7 +32,6 @@ NO_STEP = {
     ("fedreid/wire/stream.py", "_take_up"): "nothing lies in the file that counts yet",
     ("coordinator/rounds/formats.py", "bring_up"): "one transaction, done again at the next start",
     ("fedreid/datasets/synthetic/rendering.py", "_draw_task"): "images made up for a demo",
-    ("coordinator/rounds/formats.py", "bring_up"): "one transaction, before anything is served",
     ("silo_agent/using/formats.py", "run"): "a copy in a temporary folder",
 }
 """Where something is written outside of a step, and why that may be."""

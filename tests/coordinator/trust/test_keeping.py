@@ -11,6 +11,7 @@ from coordinator.trust.keeping import Keeper
 from fedreid.audit import AuditLog, read_audit
 from fedreid.errors import FedreidError, IdentityBroken
 from fedreid.limits import SERVER_LIFE_S
+from fedreid.pki.certificates import serves
 from fedreid.pki.identity import Identity, IdentityStore
 from tests.parties import FakeClock, Federation
 
@@ -27,10 +28,15 @@ def folders(tmp_path: Path, clock: FakeClock) -> Folders:
     return folders
 
 
-def keeper(folders: Folders, clock: FakeClock, pki: Pki | None = None) -> Keeper:
+def keeper(
+    folders: Folders,
+    clock: FakeClock,
+    pki: Pki | None = None,
+    hostnames: tuple[str, ...] = ("localhost",),
+) -> Keeper:
     return Keeper(
         folders,
-        Config(federation="harbour", hostnames=("localhost",), pki=pki or Pki()),
+        Config(federation="harbour", hostnames=hostnames, pki=pki or Pki()),
         Authorities(folders.authority),
         AuditLog(folders.audit, clock),
         clock,
@@ -59,6 +65,17 @@ def test_a_coordinator_that_was_away_too_long_starts_with_fresh_identities(
         assert identity.holder().not_after_s > clock.now_s()
     issued = [line.fields["name"] for line in read_audit(folders.audit)]
     assert issued == ["coordinator", "admin"]
+
+
+def test_a_coordinator_that_got_another_name_shows_a_certificate_for_it(
+    folders: Folders, clock: FakeClock
+) -> None:
+    before = IdentityStore(folders.server).load()
+    names = ("reid.example.org", "10.0.0.7", "localhost")
+    found = keeper(folders, clock, hostnames=names).identity
+    assert not serves(before.certificate_pem, names) and serves(found.certificate_pem, names)
+    # Fewer names are no reason: agents may still dial one that was taken from the list.
+    assert keeper(folders, clock, hostnames=("10.0.0.7",)).identity == found
 
 
 def test_what_is_good_is_left_as_it_is(folders: Folders, clock: FakeClock) -> None:
