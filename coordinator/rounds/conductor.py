@@ -364,20 +364,19 @@ class Conductor:
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
-        # Who asked may give up waiting; a silo that is gone must not stay in the round.
-        await to_the_end(self._put_out(silo, state, reason))
-        await self._end_calls(silo)
+        try:
+            with faults.step("silo.gone.commit"):
+                await off_loop(self._registry.set_state, silo, state, reason)
+            self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
+            with suppress(FedreidError):  # then it is owed; the silo is out all the same
+                await off_loop(self._chronicle.settle)
+            await self._end_calls(silo)
+        finally:  # who asked may have given up waiting
+            if not self._registry.active(silo):
+                await to_the_end(self.apply(SiloGone(silo=silo)))
         self._presence.gone(silo)
         self._chronicle.append("silo.gone", silo=silo)
         await off_loop(self._chronicle.settle)
-
-    async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
-        with faults.step("silo.gone.commit"):
-            await off_loop(self._registry.set_state, silo, state, reason)
-        self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
-        with suppress(FedreidError):  # then it is owed; the silo is out all the same
-            await off_loop(self._chronicle.settle)
-        await self.apply(SiloGone(silo=silo))
 
     async def note_late(self, silo: SiloName, run: str, number: int) -> bool:
         """Write down that a silo's update of a round came too late; whether that was news."""
