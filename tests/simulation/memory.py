@@ -20,6 +20,7 @@ from coordinator.rounds.journal import (
 )
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
+from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError
 from tests.simulation.loop import VirtualLoop
 
@@ -143,9 +144,18 @@ class MemoryJournal(Journal):
             self._evaluations[row.run, row.round, row.silo, row.result.model] = row
         self._step("after commit evaluations")
 
-    def evaluations(self, run: str) -> list[EvaluationRow]:
-        """Every measurement of a run."""
-        return [self._evaluations[at] for at in sorted(self._evaluations) if at[0] == run]
+    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
+        """What the global model of one round scored, by silo."""
+        rows = (row for at, row in self._evaluations.items() if at[:2] == (run, number))
+        return {row.silo: row.result for row in rows if row.result.model == "global"}
+
+    def evaluations(self, run: str, number: int | None = None) -> list[EvaluationRow]:
+        """Every measurement of a run, or of one round of it."""
+        return [
+            self._evaluations[at]
+            for at in sorted(self._evaluations)
+            if at[0] == run and number in (None, at[1])
+        ]
 
 
 class SteppedJournal(Journal):
