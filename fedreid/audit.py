@@ -105,16 +105,8 @@ class AuditLog:
             self._write(path, last, event, dict(fields))
 
     def newest_first(self) -> Iterator[AuditLine]:
-        """Every whole line, newest first, as it stands: nothing of the chain is checked.
-
-        Raises:
-            AuditBroken: with the file whose line can't be read at all.
-            StorageError: a file can't be read.
-        """
-        for path in reversed(audit_files(self._folder)):
-            for at, raw in enumerate(_lines_from_the_end(path), start=1):
-                if raw.endswith(b"\n"):
-                    yield _decoded(path, -at, raw)
+        """Every whole line, newest first; see :func:`newest_first`."""
+        return newest_first(self._folder)
 
     def _end(self) -> tuple[Path, AuditLine | None, int]:
         """The file to append to, the last whole line, and the bytes of a torn one, now dropped."""
@@ -186,19 +178,17 @@ def read_audit(folder: Path) -> Iterator[AuditLine]:
                 yield line
 
 
-def last_line(folder: Path) -> AuditLine | None:
-    """The newest whole line; None before the first.
+def newest_first(folder: Path) -> Iterator[AuditLine]:
+    """Every whole line, newest first, as it stands: nothing of the chain is checked.
 
     Raises:
-        AuditBroken: it is no line of this log.
-        StorageError: its file can't be read.
+        AuditBroken: with the file whose line can't be read at all.
+        StorageError: a file can't be read.
     """
-    with storage_errors("read", folder):
-        for path in reversed(audit_files(folder)[-2:]):  # the newest may have been begun only
-            line, _, _ = _tail(path)
-            if line is not None:
-                return line
-    return None
+    for path in reversed(audit_files(folder)):
+        for at, raw in enumerate(_lines_from_the_end(path), start=1):
+            if raw.endswith(b"\n"):
+                yield _decoded(path, -at, raw)
 
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:

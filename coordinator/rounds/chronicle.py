@@ -7,7 +7,7 @@ made up when the coordinator starts.
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import takewhile
 
 from coordinator.folders import Folders
@@ -24,7 +24,7 @@ from coordinator.rounds.machine import (
     UpdateRejected,
     UpdatesLost,
 )
-from fedreid.audit import AuditLine, AuditLog, Field, last_line
+from fedreid.audit import AuditLine, AuditLog, Field, newest_first
 from fedreid.clock import Clock
 
 _COMMITS = "commits"
@@ -41,7 +41,7 @@ def commits_seen(folders: Folders) -> int:
     Raises:
         AuditBroken, StorageError: the line can't be read.
     """
-    line = last_line(folders.audit)
+    line = next(newest_first(folders.audit), None)
     seen = 0 if line is None else line.fields.get(_COMMITS, 0)
     return seen if isinstance(seen, int) else 0
 
@@ -57,6 +57,10 @@ class Chronicle:
     def append(self, event: str, **fields: Field) -> None:
         """Owe a line; this touches no disk."""
         self._owed.append((event, fields))
+
+    def newest_first(self) -> Iterator[AuditLine]:
+        """Every line that stands in the log; none that is owed."""
+        return self._audit.newest_first()
 
     def settle(self) -> None:
         """Write what is owed; blocks on the disk.
@@ -108,18 +112,15 @@ def note_event(audit: Log, before: RoundState, event: Event, after: RoundState) 
         _note_end(audit, after)
 
 
-def make_up(audit: Log, newest_first: Iterable[AuditLine], state: RoundState) -> None:
-    """Owe what a crash has left out of the log: the journal has it, and comes before the log.
-
-    ``newest_first`` are the lines that stand in the log.
-    """
+def make_up(audit: Log, state: RoundState) -> None:
+    """Write what a crash has left out of the log: the journal has it, and comes before the log."""
     place = (state.run, state.number)
 
     def before_the_round(line: AuditLine) -> bool:
         number = line.fields.get("round", -1)
         return line.event == "round.opened" and (line.fields.get("run"), number) != place
 
-    since = list(takewhile(lambda line: not before_the_round(line), newest_first))
+    since = list(takewhile(lambda line: not before_the_round(line), audit.newest_first()))
     of_round = [x for x in since if (x.fields.get("run"), x.fields.get("round")) == place]
     noted = {(line.event, line.fields.get("silo")) for line in of_round}
     if ("round.opened", None) not in noted:

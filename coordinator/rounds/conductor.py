@@ -58,7 +58,6 @@ from fedreid.errors import (
     JobFailed,
     Refusal,
     RunError,
-    StorageError,
     UpdateRefused,
     storage_errors,
 )
@@ -118,7 +117,7 @@ class Conductor:
         phases.tell = self._tell
         self._replay()
         if self.round is not None:
-            make_up(self._chronicle, audit.newest_first(), self.round)
+            make_up(self._chronicle, self.round)
         self._drop_gone()
         self._chronicle.settle()
         self._tidy()
@@ -369,7 +368,7 @@ class Conductor:
             with faults.step("silo.gone.commit"):
                 await off_loop(self._registry.set_state, silo, state, reason)
             self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
-            with suppress(StorageError):  # owed, then: on a full disk, too, it is out of the round
+            with suppress(FedreidError):  # then it is owed; the silo is out all the same
                 await off_loop(self._chronicle.settle)
             await self._end_calls(silo)
         finally:  # who asked may have given up waiting

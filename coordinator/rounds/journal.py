@@ -580,14 +580,20 @@ def _sealed(table: sa.Table, values: dict[str, Any]) -> dict[str, Any]:
 
 def _seal(table: sa.Table, values: dict[str, Any]) -> str:
     """A digest of a row's values as the table gives them back."""
-    told = [
-        (str(name), float(value) if isinstance(table.c[name].type, sa.Float) else value)
-        for name, value in sorted(values.items())
-        if name not in _NOT_SEALED
-    ]
-    return blake3.blake3(msgspec.json.encode([str(table.name), told])).hexdigest()[
-        :_SEAL_CHARACTERS
-    ]
+    named = str(table.name)
+    told = [float(values[name]) if real else values[name] for name, real in _SEALED[named]]
+    return blake3.blake3(msgspec.json.encode([named, told])).hexdigest()[:_SEAL_CHARACTERS]
+
+
+_SEALED = {
+    str(table.name): tuple(
+        (str(column.name), isinstance(column.type, sa.Float))
+        for column in table.columns
+        if column.name not in _NOT_SEALED
+    )
+    for table in _metadata.sorted_tables
+}
+"""The columns of each table that a seal covers, and whether they hold real numbers."""
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:

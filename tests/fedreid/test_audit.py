@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedreid import audit
-from fedreid.audit import AuditLog, audit_files, read_audit, verify
+from fedreid.audit import AuditLog, audit_files, newest_first, read_audit, verify
 from fedreid.clock import SystemClock
 from fedreid.errors import AuditBroken
 
@@ -56,10 +56,10 @@ def test_reading_backwards_reads_no_more_than_is_asked_for(
     written(tmp_path, 10)
     whole = list(read_audit(tmp_path))[::-1]
     monkeypatch.setattr(audit, "_READ_BACK_BYTES", block)
-    assert list(AuditLog(tmp_path, CLOCK).newest_first()) == whole
+    assert list(newest_first(tmp_path)) == whole
     (path,) = audit_files(tmp_path)
     path.write_bytes(b"damage\n" + path.read_bytes())
-    lines = AuditLog(tmp_path, CLOCK).newest_first()
+    lines = newest_first(tmp_path)
     assert [next(lines) for _ in range(10)] == whole
     with pytest.raises(AuditBroken, match="line 11 from its end"):
         next(lines)

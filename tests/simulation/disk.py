@@ -274,6 +274,7 @@ def memory_os(disk: MemoryDisk) -> Any:
         O_CREAT=os.O_CREAT,
         O_EXCL=os.O_EXCL,
         O_DIRECTORY=os.O_DIRECTORY,
+        O_CLOEXEC=os.O_CLOEXEC,
         open=lambda path, flags, mode=0: disk.open(str(path), flags),
         close=disk.close,
         fsync=disk.sync,

@@ -120,11 +120,10 @@ class MemoryJournal(Journal):
         stored = self._rounds.get((run, number))
         return None if stored is None else msgspec.json.decode(stored, type=RoundState)
 
-    def rounds(self, run: str, *, first: int = 0, limit: int = -1) -> list[RoundState]:
-        """The rounds of a run from ``first`` on by number, at most so many."""
-        places = sorted(at for at in self._rounds if at[0] == run and at[1] >= first)
-        wanted = places if limit < 0 else places[:limit]
-        return [msgspec.json.decode(self._rounds[place], type=RoundState) for place in wanted]
+    def rounds(self, run: str) -> list[RoundState]:
+        """Every round of a run, by number."""
+        places = sorted(place for place in self._rounds if place[0] == run)
+        return [msgspec.json.decode(self._rounds[place], type=RoundState) for place in places]
 
     def newest_model(self) -> ModelRow | None:
         """The model that was published last."""
@@ -147,13 +146,16 @@ class MemoryJournal(Journal):
 
     def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
         """What the global model of one round scored, by silo."""
-        rows = self.evaluations(run, number)
+        rows = (row for at, row in self._evaluations.items() if at[:2] == (run, number))
         return {row.silo: row.result for row in rows if row.result.model == "global"}
 
     def evaluations(self, run: str, number: int | None = None) -> list[EvaluationRow]:
         """Every measurement of a run, or of one round of it."""
-        places = sorted(at for at in self._evaluations if at[0] == run)
-        return [self._evaluations[at] for at in places if number in (None, at[1])]
+        return [
+            self._evaluations[at]
+            for at in sorted(self._evaluations)
+            if at[0] == run and number in (None, at[1])
+        ]
 
 
 class SteppedJournal(Journal):
