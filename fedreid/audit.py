@@ -96,18 +96,8 @@ class AuditLog:
             self._write(path, last, event, dict(fields))
 
     def newest_first(self) -> Iterator[AuditLine]:
-        """Every whole line, newest first, as it stands: nothing of the chain is checked.
-
-        Raises:
-            AuditBroken: with the file whose line can't be read at all.
-            StorageError: a file can't be read.
-        """
-        for path in reversed(audit_files(self._folder)):
-            with storage_errors("read", path):
-                whole = path.read_bytes().splitlines(keepends=True)
-            for at in range(len(whole), 0, -1):
-                if whole[at - 1].endswith(b"\n"):
-                    yield _decoded(path, at, whole[at - 1])
+        """See the function of this name."""
+        return newest_first(self._folder)
 
     def _end(self) -> tuple[Path, AuditLine | None, int]:
         """The file to append to, the last whole line, and the bytes of a torn one, now dropped."""
@@ -179,6 +169,33 @@ def read_audit(folder: Path) -> Iterator[AuditLine]:
                 yield line
 
 
+def newest_first(folder: Path) -> Iterator[AuditLine]:
+    """Every whole line, newest first, as it stands: nothing of the chain is checked.
+
+    Raises:
+        AuditBroken: with the file whose line can't be read at all.
+        StorageError: a file can't be read.
+    """
+    for path in reversed(audit_files(folder)):
+        for at, raw in enumerate(_lines_from_the_end(path), start=1):
+            if raw.endswith(b"\n"):
+                yield _decoded(path, -at, raw)
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    """A file's lines, last first, of which no more is read than is asked for."""
+    with storage_errors("read", path), path.open("rb") as stream:
+        end, begun = stream.seek(0, os.SEEK_END), b""
+        while end > 0:
+            start = max(0, end - _READ_BACK_BYTES)
+            stream.seek(start)
+            begun, *lines = (stream.read(end - start) + begun).splitlines(keepends=True)
+            yield from reversed(lines)
+            end = start
+        if begun:
+            yield begun
+
+
 def verify(folder: Path) -> AuditSummary:
     """Walk the whole chain; see :func:`read_audit` for errors."""
     lines, head = 0, GENESIS
@@ -228,7 +245,9 @@ def _file_name(place: int) -> str:
 
 
 def _broken(path: Path, at: int, why: str) -> AuditBroken:
-    place = "its last line" if at < 0 else f"line {at}"
+    """``at`` counts from 1, or from −1 backwards from the end."""
+    places = {-1: "its last line"}
+    place = places.get(at, f"line {at}" if at > 0 else f"line {-at} from its end")
     return AuditBroken(
         f"The audit log is broken in {path}, {place}",
         why=why,

@@ -9,6 +9,13 @@ CHUNK_BYTES = 1 * MIB
 MESSAGE_BYTES = 4 * MIB
 """gRPC's own default message limit, never raised: nothing unary may grow with the model."""
 
+PAGE_BYTES = 1 * MIB
+"""Of rounds or figures in one answer, beside the last of them: 1,000 rounds of 64 silos are some
+10 MB, and an answer must stay below MESSAGE_BYTES."""
+
+PAGE_ROUNDS = 64
+"""Rounds that the journal is read for at once, to fill an answer."""
+
 MANIFEST_TENSORS = 20_000
 """Tensors in one manifest: ResNet-50 has 267; a manifest must stay below MESSAGE_BYTES."""
 

@@ -138,7 +138,7 @@ class Conductor:
         self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
-        self._evaluated: set[tuple[int, str]] = set()
+        self._evaluated: set[tuple[int, str]] = set()  # of the newest round alone
         self._plan: Plan | None = None
         if self.run is None:
             return
@@ -147,8 +147,8 @@ class Conductor:
         if self.round is not None:
             published = self.round.phase is Phase.PUBLISHED
             self.rounds_published = self.round.published_before + published
-        for row in self._journal.evaluations(self.run.name):
-            self._remember_evaluation(row)
+            measured = self._journal.measured(self.run.name, self.round.number)
+            self._evaluated = {(self.round.number, silo) for silo in measured}
 
     @property
     def plan(self) -> Plan:
@@ -313,9 +313,8 @@ class Conductor:
             EvaluationRow(run=run, round=number, silo=silo, result=result) for result in results
         ]
         await off_loop(self._journal.save_evaluations, rows)
-        for row in rows:
-            self._remember_evaluation(row)
-        if not rows:  # the silo has no query with a match: there is nothing to wait for
+        # Without rows the silo has no query with a match: there is nothing to wait for.
+        if number == newest and (not rows or any(row.result.model == "global" for row in rows)):
             self._evaluated.add((number, silo))
         self._notify()
 
@@ -431,15 +430,14 @@ class Conductor:
             with faults.step("round.open"):
                 await off_loop(self._journal.save_round, state)
             self._downloaded_bytes = 0
+            self._evaluated.clear()
             self._take(state)
             await off_loop(note_opened, self._audit, state)
 
     def _measured_map(self, model: ModelRow) -> float | None:
         """The mAP of a model on the coordinator's own images, if it was measured."""
-        for row in self._journal.evaluations(model.run):
-            if (row.round, row.silo) == (model.round, ""):
-                return row.result.map
-        return None
+        own = self._journal.measured(model.run, model.round).get("")
+        return None if own is None else own.map
 
     async def _do_phase(self, state: RoundState) -> None:
         """Do what the phase asks for; on failure try again until its deadline."""
@@ -543,10 +541,6 @@ class Conductor:
         self._failed_in_a_row = 0 if state.phase is Phase.PUBLISHED else self._failed_in_a_row + 1
         remove_folder(self._folders.spool(state.run, state.number))
         remove_folder(self._folders.work(state.run, state.number))
-
-    def _remember_evaluation(self, row: EvaluationRow) -> None:
-        if row.result.model == "global":
-            self._evaluated.add((row.round, row.silo))
 
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None

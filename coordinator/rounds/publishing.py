@@ -170,11 +170,11 @@ class Models:
         rows = self._journal.models()
         rounds = list(dict.fromkeys((row.run, row.round) for row in rows))[: MODELS_KEPT + 1]
         kept = {row.digest for row in rows if (row.run, row.round) in rounds}
-        for row in rows:
-            if row.digest not in kept:
-                for path in self._folder.glob(f"{row.digest}.*"):
-                    with faults.step("gc.unlink"):
-                        remove_file(path)
+        old = {row.digest for row in rows} - kept
+        for path in sorted(self._folder.glob("[!.]*")):
+            if path.name.partition(".")[0] in old:
+                with faults.step("gc.unlink"):
+                    remove_file(path)
 
     def remove_unfinished(self) -> None:
         """Delete what writes that were cut off have left."""

@@ -13,6 +13,7 @@ import msgspec
 from coordinator.rounds.journal import EvaluationRow, Journal, ModelRow, RunRow, SiloRow
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
+from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError
 from tests.simulation.loop import VirtualLoop
 
@@ -128,6 +129,14 @@ class MemoryJournal(Journal):
     def evaluations(self, run: str) -> list[EvaluationRow]:
         """Every measurement of a run."""
         return [self._evaluations[at] for at in sorted(self._evaluations) if at[0] == run]
+
+    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
+        """What the global model of one round scored, by silo."""
+        return {
+            row.silo: row.result
+            for row in self.evaluations(run)
+            if (row.round, row.result.model) == (number, "global")
+        }
 
 
 class SteppedJournal(Journal):
