@@ -267,19 +267,16 @@ class Conductor:
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
-        # Who asked may give up waiting; a silo that is gone must not stay in the round.
-        await to_the_end(self._put_out(silo, state, reason))
-        await self._end_calls(silo)
+        try:
+            with faults.step("silo.gone.commit"):
+                await off_loop(self._registry.set_state, silo, state, reason)
+            await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+            await self._end_calls(silo)
+        finally:  # who asked may have given up waiting, or the audit log has no room
+            if not self._registry.active(silo):
+                await to_the_end(self.apply(SiloGone(silo=silo)))
         self._presence.gone(silo)
         await off_loop(self._audit.append, "silo.gone", silo=silo)
-
-    async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
-        with faults.step("silo.gone.commit"):
-            await off_loop(self._registry.set_state, silo, state, reason)
-        try:
-            await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
-        finally:
-            await self.apply(SiloGone(silo=silo))
 
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
