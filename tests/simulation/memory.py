@@ -157,6 +157,14 @@ class MemoryJournal(Journal):
             if at[0] == run and number in (None, at[1])
         ]
 
+    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
+        """What the global model of one round scored, by silo."""
+        return {
+            row.silo: row.result
+            for row in self.evaluations(run)
+            if (row.round, row.result.model) == (number, "global")
+        }
+
 
 class SteppedJournal(Journal):
     """The true journal on SQLite, whose commits are steps of the schedule as well."""
