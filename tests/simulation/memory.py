@@ -10,7 +10,14 @@ from typing import Any
 
 import msgspec
 
-from coordinator.rounds.journal import EvaluationRow, Journal, ModelRow, RunRow, SiloRow
+from coordinator.rounds.journal import (
+    EvaluationRow,
+    Journal,
+    ModelRow,
+    PlanChangeRow,
+    RunRow,
+    SiloRow,
+)
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
 from fedreid.errors import StorageError
@@ -45,6 +52,7 @@ class MemoryJournal(Journal):
         self._runs: dict[str, RunRow] = {}
         self._rounds: dict[tuple[str, int], bytes] = {}
         self._models: list[ModelRow] = []
+        self._plan_changes: list[PlanChangeRow] = []
         self._evaluations: dict[tuple[str, int, str, str], EvaluationRow] = {}
 
     def close(self) -> None:
@@ -81,6 +89,16 @@ class MemoryJournal(Journal):
         self._step("before commit run")
         self._runs[name] = msgspec.structs.replace(self._runs[name], state=state, reason=reason)
         self._step("after commit run")
+
+    def add_plan_change(self, change: PlanChangeRow) -> None:
+        """Change the plan of a run from one of its rounds on."""
+        self._step("before commit plan")
+        self._plan_changes.append(change)
+        self._step("after commit plan")
+
+    def plan_changes(self, run: str) -> list[PlanChangeRow]:
+        """Every change of a run's plan, in the order in which they were made."""
+        return [change for change in self._plan_changes if change.run == run]
 
     def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
         """Store a round as it stands, with the models it published."""
@@ -151,6 +169,12 @@ class SteppedJournal(Journal):
         self._step("before commit run")
         super().set_run_state(name, state, reason)
         self._step("after commit run")
+
+    def add_plan_change(self, change: PlanChangeRow) -> None:
+        """Change the plan of a run from one of its rounds on."""
+        self._step("before commit plan")
+        super().add_plan_change(change)
+        self._step("after commit plan")
 
     def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
         """Store a round as it stands, with the models it published."""
