@@ -15,6 +15,7 @@ from fedreid.limits import (
     KEEPALIVE_ANSWER_S,
     KEEPALIVE_S,
     MESSAGE_BYTES,
+    PING_ANSWER_S,
     STREAMS_PER_CONNECTION,
 )
 
@@ -50,6 +51,7 @@ def port_options(connections: int) -> tuple[tuple[str, int], ...]:
         ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share it
         ("grpc.keepalive_time_ms", int(KEEPALIVE_S * _MS)),
         ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_S * _MS)),
+        ("grpc.http2.ping_timeout_ms", int(PING_ANSWER_S * _MS)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _PINGS_APART_S * _MS),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),

@@ -30,17 +30,15 @@ async def send_chunks(
     clock_s = asyncio.get_running_loop().time
     chunk_bytes = FIRST_CHUNK_BYTES
     with storage_errors("read", path):
-        descriptor = os.open(path, os.O_RDONLY)
-    try:
+        stream = path.open("rb", buffering=0)
+    with stream:
         while offset < size:
             count = min(chunk_bytes, size - offset)
-            chunk = await off_loop(_read_chunk, descriptor, path, start, offset, count)
+            chunk = await off_loop(_read_chunk, stream.fileno(), path, start, offset, count)
             given_s = clock_s()
             yield chunk
             chunk_bytes = _next_size(chunk_bytes, clock_s() - given_s)
             offset += len(chunk.data)
-    finally:
-        os.close(descriptor)
 
 
 def _read_chunk(

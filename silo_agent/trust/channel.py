@@ -22,6 +22,7 @@ from fedreid.limits import (
     KEEPALIVE_S,
     KEY_GRACE_S,
     MESSAGE_BYTES,
+    PING_ANSWER_S,
     RECONNECT_MAX_S,
 )
 from fedreid.pki.identity import Identity
@@ -39,6 +40,7 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_S * 1000)),
+    ("grpc.http2.ping_timeout_ms", int(PING_ANSWER_S * 1000)),
     ("grpc.enable_retries", 0),  # the agent's own loop retries, with offsets
 )
 

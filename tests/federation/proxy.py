@@ -20,6 +20,8 @@ Side = Literal["agent", "coordinator"]
 _READ_BYTES = 16 * 1024
 _QUEUED_BYTES = 64 * 1024
 """On the way in each direction before the sender has to wait: a router's buffer."""
+_CATCHING_UP_S = 0.2
+"""By so much a line may be ahead of its pace after it has been behind it."""
 _NARROW_BYTES = 16 * 1024
 """Of the sockets' own buffers where the line is slow, or they would swallow a whole upload."""
 
@@ -224,6 +226,7 @@ class _Link:
         writer: asyncio.StreamWriter,
     ) -> None:
         loop = asyncio.get_running_loop()
+        free_s = 0.0
         while True:
             due_s, data = await pieces.get()
             await asyncio.sleep(max(0.0, due_s - loop.time()))
@@ -237,7 +240,9 @@ class _Link:
                     writer.write_eof()
                 return
             for part in _parts(data, self._proxy.line[way].bytes_per_s):
-                await asyncio.sleep(len(part) / self._proxy.line[way].bytes_per_s)
+                late_s = loop.time() - _CATCHING_UP_S  # a busy machine sleeps too long
+                free_s = max(free_s, late_s) + len(part) / self._proxy.line[way].bytes_per_s
+                await asyncio.sleep(max(0.0, free_s - loop.time()))
                 with contextlib.suppress(OSError):
                     writer.write(part)
                     await writer.drain()

@@ -5,6 +5,8 @@ agents train nothing, so what a run publishes follows from which updates counted
 """
 
 import functools
+import re
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,7 +59,24 @@ class Linked:
 
     def _joining(self, silo: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
         dialled = self.proxies[silo].address
-        return (*(dialled if a == self.local.endpoint else a for a in arguments), "--enrol-only")
+        return (
+            *(dialled if a == self.local.endpoint else a for a in arguments),
+            *("--metrics", "127.0.0.1:0"),
+            "--enrol-only",
+        )
+
+    def figures(self, silo: str) -> dict[str, float]:
+        """What a silo's agent exposes now, by name and labels."""
+        port = re.findall(r"health and metrics on port (\d+)", self.local.agents[silo].log)[-1]
+        url = f"http://127.0.0.1:{port}"
+        with urllib.request.urlopen(f"{url}/readyz", timeout=30) as ready:
+            assert ready.status == 200
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return {
+            name: float(value)
+            for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))
+        }
 
     def control(self, command: str) -> None:
         """Pause, resume or stop the run."""
@@ -160,6 +179,7 @@ def test_a_run_publishes_the_same_models_whatever_becomes_of_its_connections(
     cut_in_the_middle_of_an_upload(fed, first, size_bytes)
     lose_the_answer_to_an_upload(fed, first, size_bytes)
     partition_for_a_second(fed, first, second)
+    check_figures(fed.figures(first), size_bytes)
     change_the_address(fed, first, size_bytes)
     restart_behind_the_partition(fed, second)
     fed.finish(7, expected)
@@ -220,6 +240,16 @@ def partition_for_a_second(fed: Linked, *silos: str) -> None:
     fed.open_round(4)
     fed.end_round(4)
     assert all(event.is_set() for event in parted)
+
+
+def check_figures(figures: Mapping[str, float], size_bytes: int) -> None:
+    """What the agent has told Prometheus of those four rounds."""
+    assert figures["fedreid_agent_connected"] == 1
+    assert figures["fedreid_agent_reconnects_total"] >= 3
+    assert figures["fedreid_agent_rounds_trained_total"] == 4
+    assert 4 * size_bytes <= figures["fedreid_agent_egress_bytes_total"] < 6 * size_bytes
+    assert figures['fedreid_agent_awaited{reason="task"}'] == 1
+    assert figures['fedreid_agent_awaited{reason="coordinator"}'] == 0
 
 
 def change_the_address(fed: Linked, silo: str, size_bytes: int) -> None:

@@ -53,6 +53,7 @@ class MemoryJournal(Journal):
         self._runs: dict[str, RunRow] = {}
         self._rounds: dict[tuple[str, int], bytes] = {}
         self._models: list[ModelRow] = []
+        self._plan_changes: list[PlanChangeRow] = []
         self._evaluations: dict[tuple[str, int, str, str], EvaluationRow] = {}
         self._marks = {}
 
@@ -91,9 +92,15 @@ class MemoryJournal(Journal):
         self._runs[name] = msgspec.structs.replace(self._runs[name], state=state, reason=reason)
         self._step("after commit run")
 
+    def add_plan_change(self, change: PlanChangeRow) -> None:
+        """Change the plan of a run from one of its rounds on."""
+        self._step("before commit plan")
+        self._plan_changes.append(change)
+        self._step("after commit plan")
+
     def plan_changes(self, run: str) -> list[PlanChangeRow]:
-        """None: no schedule changes a plan."""
-        return []
+        """Every change of a run's plan, in the order in which they were made."""
+        return [change for change in self._plan_changes if change.run == run]
 
     def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
         """Store a round as it stands, with the models it published."""
@@ -120,10 +127,11 @@ class MemoryJournal(Journal):
         stored = self._rounds.get((run, number))
         return None if stored is None else msgspec.json.decode(stored, type=RoundState)
 
-    def rounds(self, run: str) -> list[RoundState]:
-        """Every round of a run, by number."""
-        places = sorted(place for place in self._rounds if place[0] == run)
-        return [msgspec.json.decode(self._rounds[place], type=RoundState) for place in places]
+    def rounds(self, run: str, *, first: int = 0, limit: int = -1) -> list[RoundState]:
+        """The rounds of a run from ``first`` on by number, at most so many."""
+        places = sorted(at for at in self._rounds if at[0] == run and at[1] >= first)
+        wanted = places if limit < 0 else places[:limit]
+        return [msgspec.json.decode(self._rounds[place], type=RoundState) for place in wanted]
 
     def newest_model(self) -> ModelRow | None:
         """The model that was published last."""
@@ -157,14 +165,6 @@ class MemoryJournal(Journal):
             if at[0] == run and number in (None, at[1])
         ]
 
-    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
-        """What the global model of one round scored, by silo."""
-        return {
-            row.silo: row.result
-            for row in self.evaluations(run)
-            if (row.round, row.result.model) == (number, "global")
-        }
-
 
 class SteppedJournal(Journal):
     """The true journal on SQLite, whose commits are steps of the schedule as well."""
@@ -192,6 +192,12 @@ class SteppedJournal(Journal):
         self._step("before commit run")
         super().set_run_state(name, state, reason)
         self._step("after commit run")
+
+    def add_plan_change(self, change: PlanChangeRow) -> None:
+        """Change the plan of a run from one of its rounds on."""
+        self._step("before commit plan")
+        super().add_plan_change(change)
+        self._step("after commit plan")
 
     def save_round(self, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
         """Store a round as it stands, with the models it published."""

@@ -32,7 +32,7 @@ from tests.coordinator.rounds.states import update
 from tests.parties import FakeClock
 
 SILOS = [SiloName("a"), SiloName("b")]
-WORKED = {
+WORKED: dict[Phase, type[Job]] = {
     Phase.AGGREGATING: jobs.AggregateJob,
     Phase.DISTILLING: jobs.DistilJob,
     Phase.EVALUATING: jobs.EvaluateJob,
