@@ -30,7 +30,6 @@ NO_STEP = {
     ("fedreid/audit.py", "_write"): "called by append alone, within its step",
     ("fedreid/audit.py", "_locked"): "a lock's file, which stays empty",
     ("fedreid/wire/stream.py", "_take_up"): "nothing lies in the file that counts yet",
-    ("coordinator/rounds/formats.py", "bring_up"): "one transaction, done again at the next start",
     ("fedreid/datasets/synthetic/rendering.py", "_draw_task"): "images made up for a demo",
     ("silo_agent/using/formats.py", "run"): "a copy in a temporary folder",
 }
