@@ -513,8 +513,13 @@ def _begun_again(state: RoundState, now_s: float) -> RoundState:
 
     Its deadline would be as far away as the clock was wrong.
     """
-    allowed_s = state.deadline_s - state.phase_since_s
-    return msgspec.structs.replace(state, phase_since_s=now_s, deadline_s=now_s + allowed_s)
+    set_back_s = state.phase_since_s - now_s
+    return msgspec.structs.replace(
+        state,
+        phase_since_s=now_s,
+        deadline_s=state.deadline_s - set_back_s,
+        closes_s=state.closes_s - set_back_s,
+    )
 
 
 def _end(state: RoundState, phase: Phase, reason: str, now_s: float) -> RoundState:
