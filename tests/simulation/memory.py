@@ -13,6 +13,7 @@ import msgspec
 from coordinator.rounds.journal import EvaluationRow, Journal, ModelRow, RunRow, SiloRow
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
+from fedreid.contract import EvaluationResult
 from tests.simulation.loop import VirtualLoop
 
 EPOCH_S = 1_900_000_000.0
@@ -95,10 +96,11 @@ class MemoryJournal(Journal):
         """The run's last round."""
         return next(reversed(self.rounds(run)), None)
 
-    def rounds(self, run: str) -> list[RoundState]:
-        """Every round of a run, by number."""
-        places = sorted(place for place in self._rounds if place[0] == run)
-        return [msgspec.json.decode(self._rounds[place], type=RoundState) for place in places]
+    def rounds(self, run: str, *, first: int = 0, limit: int = -1) -> list[RoundState]:
+        """The rounds of a run from ``first`` on by number, at most so many."""
+        places = sorted(at for at in self._rounds if at[0] == run and at[1] >= first)
+        kept = places if limit < 0 else places[:limit]
+        return [msgspec.json.decode(self._rounds[place], type=RoundState) for place in kept]
 
     def newest_model(self) -> ModelRow | None:
         """The model that was published last."""
@@ -119,9 +121,18 @@ class MemoryJournal(Journal):
             self._evaluations[row.run, row.round, row.silo, row.result.model] = row
         self._step("after commit evaluations")
 
-    def evaluations(self, run: str) -> list[EvaluationRow]:
-        """Every measurement of a run."""
-        return [self._evaluations[at] for at in sorted(self._evaluations) if at[0] == run]
+    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
+        """What the global model of one round scored, by silo."""
+        rows = (row for at, row in self._evaluations.items() if at[:2] == (run, number))
+        return {row.silo: row.result for row in rows if row.result.model == "global"}
+
+    def evaluations(self, run: str, number: int | None = None) -> list[EvaluationRow]:
+        """Every measurement of a run, or of one round of it."""
+        return [
+            self._evaluations[at]
+            for at in sorted(self._evaluations)
+            if at[0] == run and number in (None, at[1])
+        ]
 
 
 class SteppedJournal(Journal):
