@@ -192,18 +192,21 @@ class Checkpoints:
             data = path.read_bytes()
         payload = memoryview(data)[_DIGEST_BYTES:]
         if blake3.blake3(payload).digest() != data[:_DIGEST_BYTES]:
-            return self._unused("is damaged")
+            self._tell_unused("is damaged")
+            return None
         try:
             values: dict[str, Any] = torch.load(
                 io.BytesIO(payload), weights_only=True, map_location="cpu"
             )
         except (pickle.UnpicklingError, RuntimeError):  # written by another version of torch
-            return self._unused("can't be read by this software")
+            self._tell_unused("can't be read by this software")
+            return None
         if values["key"] != self._key:
-            return self._unused("is of another round, plan, dataset or software")
+            self._tell_unused("is of another round, plan, dataset or software")
+            return None
         return values
 
-    def _unused(self, why: str) -> None:
+    def _tell_unused(self, why: str) -> None:
         self.notes = (f"began the training anew: its checkpoint {why}",)
 
 

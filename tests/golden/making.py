@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import tomli_w
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 import fedreid
 from benchmark.federation import LocalFederation
@@ -30,7 +32,7 @@ from fedreid.wire.tensors import save_tensors
 HERE = Path(__file__).parent
 COUNTED, TRAINED = "north", "south"
 """Which silo's update is counted, and whose lies in its outbox."""
-_BACKBONE = {"name": "shufflenet_v2_x0_5", "height_px": 32, "width_px": 16}
+_BACKBONE = BackbonePlan(name="shufflenet_v2_x0_5", height_px=32, width_px=16)
 _YEARS_S = 100 * 365 * 86400.0
 _WAIT_S = 300.0
 
@@ -71,14 +73,14 @@ def _images(root: Path) -> dict[str, Path]:
 def _plan(root: Path) -> Path:
     """Three rounds from a constant; the deadline is far, for these folders are opened years on."""
     start = root / "start.safetensors"
-    tensors = shared_tensors(build_backbone(BackbonePlan(**_BACKBONE)))
+    tensors = shared_tensors(build_backbone(_BACKBONE))
     save_tensors(start, {name: np.full_like(values, 0.5) for name, values in tensors.items()})
     path = root / "plan.toml"
     plan = {
         "name": "golden",
         "rounds": 3,
         "seed": 7,
-        "backbone": {**_BACKBONE, "start": str(start)},
+        "backbone": to_builtins(replace(_BACKBONE, start=str(start))),
         "training": {"threads": 1},
         "quorum": {
             "min_silos": 2,

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,14 +73,14 @@ class Site:
         self.checkpoints = root / "checkpoints"
         self.out = root
 
-    def job(self, **changes: object) -> TrainJob:
+    def job(self, **changes: Any) -> TrainJob:
         """The next attempt, into a folder of its own."""
         self._attempts += 1
         self.out = self._root / f"attempt-{self._attempts}"
         job = train_job(self._silo, self._base, self.out, training=self._training, standalone=True)
         return replace(job, **{"checkpoints": str(self.checkpoints), **changes})
 
-    def attempt(self, *, until: tuple[str, int] | None = None, **changes: object) -> TrainReport:
+    def attempt(self, *, until: tuple[str, int] | None = None, **changes: Any) -> TrainReport:
         """Train; killed once ``until``, a step of a phase, is taken."""
 
         def tell(progress: Progress) -> None:
@@ -217,7 +218,7 @@ def test_a_damaged_checkpoint_is_told_of_and_not_used(
     ids=lambda change: next(iter(change)),
 )
 def test_a_checkpoint_of_another_round_or_plan_is_not_used(
-    tmp_path: Path, silo: Path, base: Path, change: dict[str, object]
+    tmp_path: Path, silo: Path, base: Path, change: dict[str, Any]
 ) -> None:
     site = Site(tmp_path / "site", silo, base, TRAINING)
     with pytest.raises(Killed):
