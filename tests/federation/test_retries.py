@@ -4,6 +4,7 @@ A client with a true certificate makes the agent's calls twice, late, or after n
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ async def both_at_once(first: Repeater, second: Repeater) -> None:
     hanging = asyncio.Event()
 
     async def slowly() -> pb.SendUploadResponse:
-        async def messages():  # type: ignore[no-untyped-def]
+        async def messages() -> AsyncIterator[pb.SendUploadRequest]:
             yield pb.SendUploadRequest(upload_id=opening.upload_id, chunk=chunks[0])
             await hanging.wait()
             for chunk in chunks[1:]:
