@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PROTOS = $(wildcard proto/fedreid/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint proto clean
+.PHONY: help demo test test-slow soak lint proto clean
 
 help:  ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: lint  ## Check and test everything
 test-slow: $(VENV)/.installed  ## Bulk and load tests, one after the other, with their figures
 	$(BIN)/python -m pytest -m slow -n 0 -s --timeout 1800
 
+soak: $(VENV)/.installed  ## A thousand rounds: memory, files and disk must stay flat
+	$(BIN)/python -m pytest -m soak -n 0 -s --timeout 7200
+
 lint: $(VENV)/.installed  ## Style, types, borders between packages, the contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -32,6 +35,7 @@ lint: $(VENV)/.installed  ## Style, types, borders between packages, the contrac
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/python -m tests.contract
 
 proto: $(VENV)/.installed  ## Generate the stubs in fedreid/v1 from proto/
 	$(BIN)/python -m tests.stubs .

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from benchmark.baselines import colour_accuracy
 from benchmark.federation import LocalFederation
 from benchmark.results import Accuracy, ModelKind, Results, RoundResult, SiloResult
+from coordinator.client import every_evaluation, every_round
 from fedreid.plan import parse_plan
 from fedreid.v1 import admin_pb2
 from fedreid.wire.messages import evaluation_from_wire
@@ -30,8 +31,8 @@ def collect(federation: LocalFederation, name: str) -> Results:
     """The results of the finished run of ``federation``, asked of coordinator and agents."""
     with federation.admin() as admin:
         run = admin.GetRun(admin_pb2.GetRunRequest())
-        rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
-        told = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest()).evaluations
+        rounds = every_round(admin)
+        told = every_evaluation(admin)
     figures = _figures(told)
     published = [state for state in rounds if state.phase == "published"]
     return Results(
@@ -50,8 +51,8 @@ def collect(federation: LocalFederation, name: str) -> Results:
 
 def measured_rounds(admin: "AdminStub") -> tuple[dict[str, Accuracy], tuple[RoundResult, ...]]:
     """Figures of the start weights by silo, and the published rounds of the current run."""
-    rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
-    told = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest()).evaluations
+    rounds = every_round(admin)
+    told = every_evaluation(admin)
     figures = _figures(told)
     untrained = {silo: models["global"] for silo, models in figures[0].items()}
     published = [state for state in rounds if state.phase == "published"]

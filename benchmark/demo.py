@@ -22,6 +22,7 @@ from benchmark.report import write_report
 from benchmark.results import Results, read
 from benchmark.silos import render_silos
 from benchmark.summary import summary_table
+from coordinator.client import every_evaluation
 from coordinator.export import export_model
 from fedreid.console import out, say
 from fedreid.datasets.synthetic import SyntheticSpec
@@ -141,7 +142,7 @@ class Board:
             description=f"round {run.round.number} {run.round.phase}",
         )
         silos = admin.ListSilos(admin_pb2.ListSilosRequest()).silos
-        told = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest()).evaluations
+        told = every_evaluation(admin)
         self._silos = Table("silo", "does", "loss", "weight", "global rank-1", "standalone rank-1")
         parts = {part.silo: part for part in run.round.participants}
         for silo in silos:

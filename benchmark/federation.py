@@ -40,7 +40,7 @@ class Program:
         self.arguments = tuple(arguments)
         """Module and arguments of the next start."""
         self._log = log
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {} if environment is None else environment
         self._process: subprocess.Popen[bytes] | None = None
         self._log_at_start = 0
 
@@ -65,7 +65,7 @@ class Program:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=self._environment,
+                env={**os.environ, **self._environment},
             )
 
     @property
@@ -123,7 +123,15 @@ class LocalFederation:
         self.silos = dict(silos)
         self._federation = federation
         self.data = root / "coordinator"
-        self.coordinator = Program(self._serving("127.0.0.1:0"), root / "coordinator.log")
+        self.environments: dict[str, dict[str, str]] = {
+            name: {} for name in ("coordinator", *silos)
+        }
+        """What the coordinator, and each silo's agent, finds in its environment at its start."""
+        self.coordinator = Program(
+            self._serving("127.0.0.1:0"),
+            root / "coordinator.log",
+            self.environments["coordinator"],
+        )
         self.agents: dict[str, Program] = {}
 
     def __enter__(self) -> Self:
@@ -260,7 +268,8 @@ class LocalFederation:
         return done.stdout
 
     def _start_agent(self, silo: str, arguments: Sequence[str]) -> Program:
-        self.agents[silo] = Program(arguments, self.root / f"{silo}.log")
+        log, environment = self.root / f"{silo}.log", self.environments[silo]
+        self.agents[silo] = Program(arguments, log, environment)
         self.agents[silo].start()
         return self.agents[silo]
 

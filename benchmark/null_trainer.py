@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedreid import faults
 from fedreid.files import make_folder, replacing
 from fedreid.jobs import ProgressSink, serve
 from fedreid.seeds import derive_seed
@@ -27,6 +28,7 @@ def train(job: TrainJob, tell: ProgressSink) -> TrainReport:
         stream.write(base.layout.header())
         for name in base.layout.names:
             stream.write((base.read(name) + step).tobytes())
+            faults.point("train.step")
     make_folder(Path(job.out) / "private", mode=0o700)
     return TrainReport(
         num_images=_IMAGES,

@@ -15,7 +15,7 @@ from coordinator.trust.registry import ACTIVE, KEPT_OUT, REVOKED, SUSPENDED, Reg
 from coordinator.trust.rollover import RollOver
 from fedreid.audit import AuditLog
 from fedreid.errors import RunError, UsageError
-from fedreid.limits import REASON_CHARACTERS
+from fedreid.limits import PAGE_BYTES, PAGE_ROUNDS, REASON_CHARACTERS
 from fedreid.names import Digest, SiloName, silo_name
 from fedreid.pki.certificates import key_fingerprint
 from fedreid.v1 import admin_pb2, admin_pb2_grpc, federation_pb2
@@ -205,22 +205,17 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     async def ListRounds(  # noqa: N802
         self, request: admin_pb2.ListRoundsRequest, context: Any
     ) -> admin_pb2.ListRoundsResponse:
-        """Every round of a run."""
-        rounds = await off_loop(self._journal.rounds, self._run_name(request.run))
-        return admin_pb2.ListRoundsResponse(rounds=[_summary(state) for state in rounds])
+        """Rounds of a run, a page of them."""
+        return await off_loop(
+            rounds_page, self._journal, self._run_name(request.run), request.first
+        )
 
     async def ListEvaluations(  # noqa: N802
         self, request: admin_pb2.ListEvaluationsRequest, context: Any
     ) -> admin_pb2.ListEvaluationsResponse:
-        """Every figure of a run."""
-        rows = await off_loop(self._journal.evaluations, self._run_name(request.run))
-        return admin_pb2.ListEvaluationsResponse(
-            evaluations=[
-                admin_pb2.SiloEvaluation(
-                    silo=row.silo, round=row.round, evaluation=evaluation_to_wire(row.result)
-                )
-                for row in rows
-            ]
+        """Figures of a run, a page of them."""
+        return await off_loop(
+            evaluations_page, self._journal, self._run_name(request.run), request.first
         )
 
     async def ListModels(  # noqa: N802
@@ -257,6 +252,37 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         if asked:
             return asked
         return "" if self._conductor.run is None else self._conductor.run.name
+
+
+def rounds_page(journal: Journal, run: str, first: int) -> admin_pb2.ListRoundsResponse:
+    """The rounds from ``first`` on that fit into an answer."""
+    page = admin_pb2.ListRoundsResponse()
+    states = journal.rounds(run, first=first, limit=PAGE_ROUNDS)
+    for state in states:
+        if page.ByteSize() > PAGE_BYTES:
+            page.next = state.number
+            return page
+        page.rounds.append(_summary(state))
+    if len(states) == PAGE_ROUNDS:
+        page.next = states[-1].number + 1
+    return page
+
+
+def evaluations_page(journal: Journal, run: str, first: int) -> admin_pb2.ListEvaluationsResponse:
+    """The figures of the rounds from ``first`` on that fit into an answer."""
+    page = admin_pb2.ListEvaluationsResponse()
+    newest = journal.newest_round(run)
+    for number in range(first, 1 if newest is None else newest.number + 1):
+        if page.ByteSize() > PAGE_BYTES:
+            page.next = number
+            return page
+        page.evaluations.extend(
+            admin_pb2.SiloEvaluation(
+                silo=row.silo, round=row.round, evaluation=evaluation_to_wire(row.result)
+            )
+            for row in journal.evaluations(run, number)
+        )
+    return page
 
 
 def _summary(state: RoundState) -> admin_pb2.RoundSummary:

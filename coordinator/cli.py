@@ -307,11 +307,10 @@ def run_change(
 @round_app.command("list")
 def round_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every round of the current run."""
-    from coordinator.client import admin_of
-    from fedreid.v1 import admin_pb2
+    from coordinator.client import admin_of, every_round
 
     with admin_of(data, coordinator) as admin:
-        rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+        rounds = every_round(admin)
     if as_json:
         print_json([_message(state) for state in rounds])
         return
@@ -339,7 +338,7 @@ def round_show(
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
-        rounds = admin.ListRounds(admin_pb2.ListRoundsRequest()).rounds
+        rounds = admin.ListRounds(admin_pb2.ListRoundsRequest(first=number)).rounds
     found = next((state for state in rounds if state.number == number), None)
     if found is None:
         raise UsageError(f"The run has no round {number}", next_step="See: coordinator round list.")

@@ -11,7 +11,7 @@ from coordinator.folders import Folders
 from fedreid.clock import SystemClock
 from fedreid.errors import ConnectionFailed
 from fedreid.pki.identity import IdentityStore, check_not_expired
-from fedreid.v1 import admin_pb2_grpc
+from fedreid.v1 import admin_pb2, admin_pb2_grpc
 from fedreid.wire.failures import failure_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,30 @@ def admin_of(data: Path, coordinator: str | None = None) -> "Iterator[AdminStub]
             yield admin_pb2_grpc.AdminStub(channel)
         except grpc.RpcError as error:
             raise failure_of(error, address) from error
+
+
+def every_round(admin: "AdminStub", run: str = "") -> list[admin_pb2.RoundSummary]:
+    """All rounds of a run, by number; empty = the current run."""
+    rounds: list[admin_pb2.RoundSummary] = []
+    first = 0
+    while True:
+        page = admin.ListRounds(admin_pb2.ListRoundsRequest(run=run, first=first))
+        rounds.extend(page.rounds)
+        first = page.next
+        if not first:
+            return rounds
+
+
+def every_evaluation(admin: "AdminStub", run: str = "") -> list[admin_pb2.SiloEvaluation]:
+    """All figures of a run, by round, silo and model; empty = the current run."""
+    figures: list[admin_pb2.SiloEvaluation] = []
+    first = 0
+    while True:
+        page = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest(run=run, first=first))
+        figures.extend(page.evaluations)
+        first = page.next
+        if not first:
+            return figures
 
 
 def _endpoint(folders: Folders) -> str:

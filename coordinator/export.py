@@ -5,7 +5,7 @@ from pathlib import Path
 from coordinator.client import admin_of
 from fedreid.contract import Release
 from fedreid.errors import ConnectionFailed, StorageError
-from fedreid.files import digest_of, replacing, write_bytes
+from fedreid.files import digest_of, remove_file, replacing, write_bytes
 from fedreid.v1 import admin_pb2, federation_pb2
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire
@@ -31,7 +31,7 @@ def export_model(data: Path, coordinator: str | None, digest: str, out: Path) ->
             for part in parts:
                 stream.write(part.chunk.data)
     if digest_of(out) != release.model_digest:
-        out.unlink()
+        remove_file(out)
         raise StorageError("The model arrived damaged", next_step="Export it again.")
     write_bytes(release_of(out), signed.SerializeToString())
     return release

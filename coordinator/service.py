@@ -33,6 +33,7 @@ from fedreid.v1 import (
     federation_pb2_grpc,
     tensors_pb2,
 )
+from fedreid.versions import check_versions
 from fedreid.wire.manifest import Manifest, encoding_from_wire
 from fedreid.wire.messages import (
     evaluation_from_wire,
@@ -114,8 +115,10 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
     async def Hello(  # noqa: N802
         self, request: federation_pb2.HelloRequest, context: Any
     ) -> federation_pb2.HelloResponse:
-        """Greet a silo."""
-        self._presence.seen(calling_silo(), agent_version=request.agent_version[:64])
+        """Greet a silo, if its agent is of a version that fits."""
+        version = request.agent_version[:64]
+        self._presence.seen(calling_silo(), agent_version=version)
+        check_versions(agent=version, coordinator=fedreid.__version__)
         self._conductor.look_again()
         return federation_pb2.HelloResponse(
             coordinator_version=fedreid.__version__,

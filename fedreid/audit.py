@@ -22,6 +22,7 @@ from typing import IO, Any
 import blake3
 import msgspec
 
+from fedreid import faults
 from fedreid.clock import Clock
 from fedreid.errors import AuditBroken, storage_errors
 from fedreid.files import make_folder, sync_folder
@@ -83,11 +84,20 @@ class AuditLog:
             StorageError: the disk is full, read-only or fails.
             AuditBroken: what stands at the end of the file is no line of this log.
         """
-        with self._one_at_a_time, storage_errors("write", self._folder), self._locked():
+        with (
+            self._one_at_a_time,
+            storage_errors("write", self._folder),
+            self._locked(),
+            faults.step("audit.append"),
+        ):
             path, last, cut_off = self._end()
             if cut_off:
                 last = self._write(path, last, "audit.repaired", {"dropped_bytes": cut_off})
             self._write(path, last, event, dict(fields))
+
+    def newest_first(self) -> Iterator[AuditLine]:
+        """See the function of this name."""
+        return newest_first(self._folder)
 
     def _end(self) -> tuple[Path, AuditLine | None, int]:
         """The file to append to, the last whole line, and the bytes of a torn one, now dropped."""
@@ -159,6 +169,33 @@ def read_audit(folder: Path) -> Iterator[AuditLine]:
                 yield line
 
 
+def newest_first(folder: Path) -> Iterator[AuditLine]:
+    """Every whole line, newest first, as it stands: nothing of the chain is checked.
+
+    Raises:
+        AuditBroken: with the file whose line can't be read at all.
+        StorageError: a file can't be read.
+    """
+    for path in reversed(audit_files(folder)):
+        for at, raw in enumerate(_lines_from_the_end(path), start=1):
+            if raw.endswith(b"\n"):
+                yield _decoded(path, -at, raw)
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    """A file's lines, last first, of which no more is read than is asked for."""
+    with storage_errors("read", path), path.open("rb") as stream:
+        end, begun = stream.seek(0, os.SEEK_END), b""
+        while end > 0:
+            start = max(0, end - _READ_BACK_BYTES)
+            stream.seek(start)
+            begun, *lines = (stream.read(end - start) + begun).splitlines(keepends=True)
+            yield from reversed(lines)
+            end = start
+        if begun:
+            yield begun
+
+
 def verify(folder: Path) -> AuditSummary:
     """Walk the whole chain; see :func:`read_audit` for errors."""
     lines, head = 0, GENESIS
@@ -176,6 +213,10 @@ def _checked(path: Path, at: int, raw: bytes) -> AuditLine:
     body, tail = raw[:-_TAIL_BYTES], raw[-_TAIL_BYTES:]
     if not tail.startswith(_HASH_KEY) or tail[len(_HASH_KEY) : -2].decode("latin1") != _hash(body):
         raise _broken(path, at, "its bytes are not those that its hash was made of")
+    return _decoded(path, at, raw)
+
+
+def _decoded(path: Path, at: int, raw: bytes) -> AuditLine:
     try:
         return msgspec.json.decode(raw, type=AuditLine)
     except msgspec.DecodeError as error:
@@ -204,7 +245,9 @@ def _file_name(place: int) -> str:
 
 
 def _broken(path: Path, at: int, why: str) -> AuditBroken:
-    place = "its last line" if at < 0 else f"line {at}"
+    """``at`` counts from 1, or from −1 backwards from the end."""
+    places = {-1: "its last line"}
+    place = places.get(at, f"line {at}" if at > 0 else f"line {-at} from its end")
     return AuditBroken(
         f"The audit log is broken in {path}, {place}",
         why=why,

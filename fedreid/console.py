@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from fedreid import faults
 from fedreid.errors import ExitCode, FedreidError, encodable
 
 out = Console(highlight=False)
@@ -23,6 +24,7 @@ err = Console(stderr=True, highlight=False)
 def run_program(program: Callable[[], None]) -> None:
     """Run a program; an error of our tree becomes a sentence and its exit code."""
     try:
+        faults.check_queue()
         program()
     except FedreidError as error:
         tell_error(error)

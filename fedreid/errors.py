@@ -16,7 +16,8 @@ The tree::
     │   ├── SignatureRefused
     │   └── AuditBroken
     ├── ConnectionFailed            the other side can't be reached, or broke off         exit 4
-    │   └── LimitReached
+    │   ├── LimitReached
+    │   └── VersionsApart           passes when one of the two programs is upgraded
     ├── DatasetError                images that can't be read or trained on               exit 5
     ├── StorageError                disk full, read-only, damaged file                    exit 6
     ├── UpdateRefused               an update that must not count, with a closed reason   exit 7
@@ -175,6 +176,12 @@ class LimitReached(ConnectionFailed):
     code = "limit_reached"
 
 
+class VersionsApart(ConnectionFailed):
+    """Agent and coordinator are of versions that do not work together."""
+
+    code = "versions_apart"
+
+
 class DatasetError(FedreidError):
     """Images that can't be read, or can't be trained on."""
 
@@ -266,6 +273,7 @@ GRPC_STATUS: dict[type[FedreidError], str] = {
     TrustError: "PERMISSION_DENIED",
     ConnectionFailed: "UNAVAILABLE",
     LimitReached: "RESOURCE_EXHAUSTED",
+    VersionsApart: "FAILED_PRECONDITION",
     DatasetError: "FAILED_PRECONDITION",
     StorageError: "RESOURCE_EXHAUSTED",
     UpdateRefused: "INVALID_ARGUMENT",

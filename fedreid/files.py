@@ -12,6 +12,7 @@ from typing import IO
 
 import blake3
 
+from fedreid import faults
 from fedreid.errors import ConfigRefused, storage_errors
 from fedreid.limits import MIB
 from fedreid.names import Digest
@@ -44,9 +45,10 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
             with os.fdopen(descriptor, "wb") as stream:
                 yield stream
                 stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
+                with faults.step("file.replace"):
+                    os.fsync(stream.fileno())
+                    os.replace(temporary, path)
+                    sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -74,9 +76,32 @@ def make_folder(path: Path, *, mode: int = 0o755) -> Path:
     return path
 
 
+def move_file(path: Path, to: Path) -> None:
+    """Durably move a complete file to its final name, over what may be there."""
+    with storage_errors("move into place", to), faults.step("file.move"):
+        os.replace(path, to)
+        sync_folder(to.parent)
+
+
+def link_file(path: Path, to: Path) -> None:
+    """Durably give a complete file a second name, over what may be there; the first one stays."""
+    temporary = to.with_name(f".{to.name}.{secrets.token_hex(8)}.tmp")
+    with storage_errors("move into place", to), faults.step("file.link"):
+        os.link(path, temporary)
+        os.replace(temporary, to)
+        temporary.unlink(missing_ok=True)  # rename leaves it where both are one file already
+        sync_folder(to.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; a missing one is fine."""
+    with storage_errors("remove", path), faults.step("file.remove"):
+        path.unlink(missing_ok=True)
+
+
 def flip_folder(built: Path, path: Path) -> None:
     """Durably move a finished folder to its final name, which must not exist yet."""
-    with storage_errors("move into place", path):
+    with storage_errors("move into place", path), faults.step("folder.flip"):
         for entry in built.rglob("*"):
             if entry.is_dir():
                 sync_folder(entry)
@@ -91,7 +116,7 @@ def flip_folder(built: Path, path: Path) -> None:
 def flip_link(link: Path, target: str) -> None:
     """Durably point a symbolic link at ``target`` (a sibling's name)."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    with storage_errors("flip", link):
+    with storage_errors("flip", link), faults.step("link.flip"):
         temporary.unlink(missing_ok=True)
         os.symlink(target, temporary)
         os.replace(temporary, link)
@@ -100,7 +125,7 @@ def flip_link(link: Path, target: str) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder with all it holds; a missing one is fine."""
-    with storage_errors("remove", path):
+    with storage_errors("remove", path), faults.step("folder.remove"):
         shutil.rmtree(path, ignore_errors=not path.exists())
 
 

@@ -19,6 +19,13 @@ SLOW_CHUNK_S = 4.0
 MESSAGE_BYTES = 4 * MIB
 """gRPC's own default message limit, never raised: nothing unary may grow with the model."""
 
+PAGE_BYTES = 1 * MIB
+"""Of rounds or figures in one answer, beside the last of them: 1,000 rounds of 64 silos are some
+10 MB, and an answer must stay below MESSAGE_BYTES."""
+
+PAGE_ROUNDS = 64
+"""Rounds that the journal is read for at once, to fill an answer."""
+
 MANIFEST_TENSORS = 20_000
 """Tensors in one manifest: ResNet-50 has 267; a manifest must stay below MESSAGE_BYTES."""
 
@@ -205,9 +212,16 @@ POLICY_RETRY_S = 600.0
 """Pause after a model that a silo's policy refuses. Longer than PRESENCE_S: the next round begins
 without the silo, so that nobody waits for it."""
 
-AGENT_DISK_BYTES = 1024 * MIB
+AGENT_DISK_BYTES = 2048 * MIB
 """Free space that an agent wants before it joins: two models, an update, its payload and the
-baseline are five files of 98 MB with ResNet-50; the rest is room for larger backbones."""
+baseline are five files of 98 MB with ResNet-50, and the checkpoints of both trainings with Adam
+six more; the rest is room for larger backbones."""
+
+CHECKPOINT_S = 60.0
+"""Pause between two checkpoints of a training: what a kill costs at most, beside a start."""
+
+CHECKPOINT_SHARE = 0.02
+"""Of the time that writing checkpoints may take: a slow disk makes them rarer."""
 
 DIAL_S = 10.0
 """How long ``join --dry-run`` waits for each step of a connection."""

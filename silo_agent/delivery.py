@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, TrainTask
@@ -117,8 +118,11 @@ class Delivery:
             round=number,
             evaluations=[evaluation_to_wire(result) for result in sent],
         )
-        with calling(self._address):
-            await stub.ReportEvaluation(request, timeout=CALL_S)
+        try:
+            with calling(self._address):
+                await stub.ReportEvaluation(request, timeout=CALL_S)
+        except UpdateRefused as refusal:  # another run is on by now
+            self._tell(f"round {number}: the coordinator refused the figures: {refusal}")
 
     def _pack(self, finished: FinishedRound, base: Held) -> Parcel:
         folder = self._outbox.folder(finished)
@@ -147,6 +151,7 @@ class Delivery:
             if opening.state != pb.UPLOAD_STATE_SEND:
                 return opening.state
             answer = await stub.SendUpload(self._messages(opening, parcel))
+        faults.point("upload.ack.received")
         return answer.state
 
     async def _messages(
@@ -158,6 +163,7 @@ class Delivery:
         async for chunk in chunks:
             yield pb.SendUploadRequest(chunk=chunk)
             EGRESS_BYTES.inc(len(chunk.data))
+            faults.point("upload.chunk.sent")
             self._doing("uploading", chunk.offset / size)
 
     async def _note_outcome(self, parcel: Parcel, outcome: str, **more: str) -> None:

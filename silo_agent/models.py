@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.contract import Release
 from fedreid.errors import (
@@ -19,7 +20,7 @@ from fedreid.errors import (
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import digest_of, replacing, write_bytes
+from fedreid.files import digest_of, remove_file, replacing, write_bytes
 from fedreid.names import Digest
 from fedreid.pki.signing import verify
 from fedreid.plan import Encoding
@@ -69,7 +70,7 @@ class ModelCache:
         """Delete every model but these."""
         for path in self._folder.iterdir():
             if path.is_file() and not path.name.startswith((*kept, NEWEST_NOTE)):
-                path.unlink(missing_ok=True)
+                remove_file(path)
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
         return read_note(self._note_path(digest, encoding))
@@ -93,8 +94,10 @@ class ModelCache:
                 if file.offset != offset:
                     raise ConnectionFailed("The part of a model on disk was changed meanwhile")
                 async for message in parts:
-                    await off_loop(file.write, message.chunk)
-                await off_loop(file.finish, manifest.payload_digest)
+                    with faults.step("download.chunk.write"):
+                        await off_loop(file.write, message.chunk)
+                with faults.step("download.finish"):
+                    await off_loop(file.finish, manifest.payload_digest)
             except UpdateRefused as error:
                 file.discard()
                 raise ConnectionFailed("A model arrived damaged", why=str(error)) from error
@@ -135,7 +138,7 @@ class ModelCache:
         with storage_errors("read", part), part.open("rb") as payload, replacing(path) as stream:
             decode(payload, manifest.layout, manifest.encoding, stream)
         if manifest.encoding == "fp32" and digest_of(path) != release.model_digest:
-            path.unlink()
+            remove_file(path)
             raise SignatureRefused("The model's bytes are not the ones that were signed")
         held = Held(
             path=str(path),
@@ -157,7 +160,7 @@ class ModelCache:
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
-        part.unlink()
+        remove_file(part)
         return held
 
     def _newest(self) -> _Newest:

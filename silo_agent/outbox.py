@@ -6,17 +6,20 @@
     ├── update.safetensors   the whole local backbone after training; with noise, what leaves
     ├── private/             classifier and standalone state; with noise, the backbone without it
     ├── round.json           what round it was, and its numbers
+    ├── delivered            the coordinator has answered for the update and taken the figures
     └── published.json       what the model that came of it scored here, after the last round
 
 A folder appears by one rename when training is complete, so a killed agent has trained a round
 wholly or not at all. It stays until a later round takes its place: whatever the coordinator
-loses, it gets again without training.
+loses, it gets again without training. Until then ``.RUN-000007.checkpoints`` holds what a killed
+training goes on from.
 """
 
 from pathlib import Path
 
 import msgspec
 
+from fedreid import faults
 from fedreid.contract import EvaluationResult, PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import StorageError
 from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
@@ -29,6 +32,7 @@ UPDATE_FILE = "update.safetensors"
 OWN_FILE = "private/backbone.safetensors"
 """The backbone as it was trained, where the update has noise."""
 _NOTE = "round.json"
+_DELIVERED = "delivered"
 _PUBLISHED = "published.json"
 
 
@@ -108,17 +112,28 @@ class Outbox:
         self._folder = folders.rounds
 
     def begin(self, run: str, number: int) -> Path:
-        """An empty folder for a round to be trained; what a killed attempt left is removed."""
-        for left in self._folder.glob(".*.training"):
-            remove_folder(left)
+        """An empty folder for a round to be trained.
+
+        What a killed attempt left is removed, but for the checkpoints of this round.
+        """
+        kept = self.checkpoints(run, number)
+        for left in (*self._folder.glob(".*.training"), *self._folder.glob(".*.checkpoints")):
+            if left != kept:
+                remove_folder(left)
         return make_folder(self._folder / f".{_name(run, number)}.training", mode=0o700)
+
+    def checkpoints(self, run: str, number: int) -> Path:
+        """Where the training of a round keeps what it can go on from."""
+        return self._folder / f".{_name(run, number)}.checkpoints"
 
     def put(self, built: Path, finished: FinishedRound) -> None:
         """Keep a trained round, durably and all at once."""
-        write_bytes(built / _NOTE, msgspec.json.encode(finished))
         path = self._folder / _name(finished.run, finished.round)
-        remove_folder(path)
-        flip_folder(built, path)
+        with faults.step("outbox.write"):
+            write_bytes(built / _NOTE, msgspec.json.encode(finished))
+            remove_folder(path)
+            flip_folder(built, path)
+        remove_folder(self.checkpoints(finished.run, finished.round))
 
     def find(self, run: str, number: int, base_digest: str) -> FinishedRound | None:
         """The round, if it was trained from this base model."""
@@ -138,6 +153,15 @@ class Outbox:
         """The round that was trained last, of whichever run."""
         found = sorted(self._all(), key=lambda f: (self.folder(f) / _NOTE).stat().st_mtime)
         return found[-1] if found else None
+
+    def note_delivered(self, finished: FinishedRound) -> None:
+        """Nothing of the round is owed to the coordinator any more."""
+        write_bytes(self.folder(finished) / _DELIVERED, b"")
+
+    def undelivered(self) -> FinishedRound | None:
+        """The round that was trained last, if the coordinator's answer to it did not come."""
+        last = self.last()
+        return None if last is None or (self.folder(last) / _DELIVERED).exists() else last
 
     def note_published(self, finished: FinishedRound, result: EvaluationResult) -> None:
         """Keep what the model that the round led to has scored here."""

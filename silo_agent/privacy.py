@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedreid.contract import PrivacyReport
-from fedreid.errors import JobFailed, storage_errors
-from fedreid.files import make_folder, replacing
+from fedreid.errors import JobFailed
+from fedreid.files import make_folder, move_file, replacing
 from fedreid.limits import MIB
 from fedreid.plan import BatchNormPolicy
 from fedreid.wire.tensors import Layout, TensorFile
@@ -61,8 +61,7 @@ def make_private(
         return None
     own, update = folder / OWN_FILE, folder / UPDATE_FILE
     make_folder(own.parent, mode=0o700)
-    with storage_errors("move", update):
-        update.replace(own)
+    move_file(update, own)
     with TensorFile(own) as trained, TensorFile(base) as before:
         leaving = shared_layout(before.layout, bn=bn, policy=policy)
         spent = budget.spend()

@@ -98,6 +98,8 @@ class Participant:
             tell=self._tell,
             doing=self._doing,
         )
+        self.jobs_done = 0
+        """Jobs that the training process has done since the start."""
         self._doing("waiting", 0.0)
         self._told = ""
 
@@ -113,6 +115,7 @@ class Participant:
         greeting = await line.greet()
         self._contact.made()
         self._tell(f"connected to the federation {greeting.federation} at {line.address}")
+        await self._deliver_left_over(line.stub)
         while True:
             await self._next(line, renew)
 
@@ -183,10 +186,31 @@ class Participant:
             except RoundLost:
                 self._tell(f"round {task.round} has closed without this silo")
                 return
-        if await self._delivery.update(stub, finished, base):
-            await self._report(stub, finished.run, finished.round, base.round, finished.evaluations)
+        await self._deliver(stub, finished, base)
         self._outbox.remove_before(finished)
         self._models.remove_others(task.base_digest)
+
+    async def _deliver_left_over(self, stub: "FederationAsyncStub") -> None:
+        """Deliver what a crash or a break has left between an update and the answer to it.
+
+        The coordinator may have counted the update long since, and gives no task for it then; but
+        what became of it, and the round's figures, are known only when it is asked again.
+        """
+        finished = self._outbox.undelivered()
+        base = None if finished is None else find_held(self._folders, finished.base_digest)
+        if finished is None or base is None:
+            return
+        with contextlib.suppress(PolicyRefused):  # told when there is a task for the round again
+            await self._deliver(stub, finished, base)
+
+    async def _deliver(
+        self, stub: "FederationAsyncStub", finished: FinishedRound, base: Held
+    ) -> None:
+        if await self._delivery.update(stub, finished, base):
+            await self._report(
+                stub, finished.run, finished.round, finished.base_round, finished.evaluations
+            )
+        await off_loop(self._outbox.note_delivered, finished)
 
     async def _check_before_training(self, task: TrainTask, base: Held) -> None:
         """Refuse what the policy forbids while it has cost nothing yet.
@@ -232,6 +256,7 @@ class Participant:
             report = await self._worker.run(
                 self._train_job(task, base, out), TrainReport, self._note_progress
             )
+        self.jobs_done += 1
         for note in report.notes:
             self._tell(f"round {task.round}: this silo {note}")
         finished = FinishedRound.of(
@@ -269,6 +294,7 @@ class Participant:
             base_model=base.path,
             previous=self._previous(task.run, before=task.round),
             out=str(out),
+            checkpoints=str(self._outbox.checkpoints(task.run, task.round)),
         )
 
     def _previous(self, run: str, *, before: int | None = None) -> str:
@@ -286,6 +312,7 @@ class Participant:
         job = EvaluateJob.of(task, self._silo, model=model.path, previous=self._previous(task.run))
         async with self._heartbeats(stub, "", 0):
             report = await self._worker.run(job, EvaluateReport, self._note_progress)
+        self.jobs_done += 1
         if previous is not None and report.evaluations:
             await off_loop(self._outbox.note_published, previous, report.evaluations[0])
         await self._delivery.figures(stub, task.run, task.round, report.evaluations)

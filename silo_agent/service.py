@@ -148,7 +148,7 @@ async def _take_part_for_ever(
     failed_jobs = 0
     while True:
         identity = store.load()
-        began_s = asyncio.get_running_loop().time()
+        began_s, jobs_done = asyncio.get_running_loop().time(), participant.jobs_done
         lost: ConnectionFailed | SiloSuspended | None = None
         try:
             await _take_part(folders, identity, participant, say)
@@ -168,7 +168,8 @@ async def _take_part_for_ever(
             metrics.note_waiting("policy")
             await asyncio.sleep(max(0.0, refused.again_at_s - SystemClock().now_s()))
         except JobFailed as error:
-            failed_jobs += 1
+            in_a_row = participant.jobs_done == jobs_done
+            failed_jobs = failed_jobs + 1 if in_a_row else 1
             if failed_jobs >= JOB_ATTEMPTS:
                 raise
             say(str(error))

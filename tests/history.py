@@ -433,9 +433,11 @@ def departures(lines: list[AuditLine]) -> list[Gone]:
     found = []
     for line in _of(lines, *_GONE):
         silo = line.fields["silo"]
-        later = [x for x in lines if x.number > line.number and x.fields.get("silo") == silo]
-        again = next(_of(later, *_LET_IN), None)
-        done = next(_of(later, "silo.gone"), None)
+        later = [x for x in lines if x.number > line.number]
+        again = next((x for x in _of(later, *_LET_IN) if x.fields["silo"] == silo), None)
+        # A coordinator that crashed in between finishes it before it answers anybody.
+        ends = _of(later, "silo.gone", "coordinator.started")
+        done = next((x for x in ends if x.fields.get("silo", silo) == silo), None)
         if done is not None and again is not None and again.number < done.number:
             done = None  # that was another time
         found.append(

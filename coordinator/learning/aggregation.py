@@ -32,6 +32,7 @@ from coordinator.learning.movement import DoubleArray, measure
 from coordinator.learning.shares import falls_back, shares
 from coordinator.learning.side_by_side import Opened, RoundFiles, opened_round
 from coordinator.learning.suspicion import Judgement, judge
+from fedreid import faults
 from fedreid.files import replacing
 from fedreid.jobs import Progress, ProgressSink
 from fedreid.plan import AggregationPlan
@@ -86,7 +87,7 @@ def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
             plan=job.aggregation,
             seed=job.seed,
         )
-        with replacing(Path(job.out)) as stream:
+        with faults.step("aggregate.write"), replacing(Path(job.out)) as stream:
             squared = _write(stream, opened, progress)
     return AggregateReport(
         weights={c.silo: weights.get(c.silo, 0.0) for c in contributions_K},

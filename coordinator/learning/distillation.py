@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from coordinator.learning.jobs import Contribution, DistilJob, DistilReport
 from coordinator.learning.public_images import public_images
+from fedreid import faults
 from fedreid.errors import JobFailed
 from fedreid.jobs import Progress, ProgressSink
 from fedreid.plan import DistillationPlan
@@ -58,7 +59,8 @@ def distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
         train_student(student, images, targets_ND, job.distillation, job.seed, progress)
         after = mean_loss(student, images, targets_ND, job.distillation)
         _check_finite(after)
-    save_tensors(Path(job.out), shared_tensors(student))
+    with faults.step("distil.checkpoint"):  # the whole job: done again, it gives the same file
+        save_tensors(Path(job.out), shared_tensors(student))
     return DistilReport(images=len(images), loss_before=before, loss_after=after)
 
 
@@ -148,6 +150,7 @@ def train_student(
         loss = distillation_loss(student(_batch(images, rows)), targets_ND[rows], plan)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        faults.point("distil.step")
         progress(Progress(phase="distilling", done=done, total=len(batches), loss=loss.item()))
     student.eval()
 

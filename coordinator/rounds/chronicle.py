@@ -1,6 +1,9 @@
 """What of a round goes into the audit log? Each update's fate, and how the round ended."""
 
+from itertools import takewhile
+
 from coordinator.rounds.machine import (
+    Accepted,
     Aggregated,
     Declined,
     Event,
@@ -9,7 +12,7 @@ from coordinator.rounds.machine import (
     UpdateAccepted,
     UpdateRejected,
 )
-from fedreid.audit import AuditLog, Field
+from fedreid.audit import AuditLine, AuditLog, Field
 
 
 def note_opened(audit: AuditLog, state: RoundState) -> None:
@@ -27,26 +30,63 @@ def note_event(audit: AuditLog, before: RoundState, event: Event, after: RoundSt
     """An event has changed a round."""
     place: dict[str, Field] = {"run": after.run, "round": after.number}
     if isinstance(event, UpdateAccepted) and len(after.updates) > len(before.updates):
-        update = event.update
-        audit.append(
-            "update.accepted",
-            **place,
-            silo=update.silo,
-            payload_digest=update.payload_digest,
-            size_bytes=update.size_bytes,
-            num_images=update.report.num_images,
-            cosine_distance=update.report.cosine_distance,
-        )
+        _note_accepted(audit, after, event.update)
     elif isinstance(event, UpdateRejected):
         audit.append("update.refused", **place, silo=event.silo, reason=event.reason)
     elif isinstance(event, Declined):
         audit.append("round.declined", **place, silo=event.silo, policy_key=event.policy_key)
     elif isinstance(event, Aggregated):
-        for silo, flags in after.flags.items():
-            norm = after.update_norms[silo]
-            audit.append("update.flagged", **place, silo=silo, flags=list(flags), update_norm=norm)
+        for silo in after.flags:
+            _note_flagged(audit, after, silo)
     if after.ended and not before.ended:
         _note_end(audit, after)
+
+
+def make_up(audit: AuditLog, state: RoundState) -> None:
+    """Write what a crash has left out of the log: the journal has it, and comes before the log."""
+    place = (state.run, state.number)
+
+    def before_the_round(line: AuditLine) -> bool:
+        number = line.fields.get("round", -1)
+        return line.event == "round.opened" and (line.fields.get("run"), number) != place
+
+    since = list(takewhile(lambda line: not before_the_round(line), audit.newest_first()))
+    of_round = [x for x in since if (x.fields.get("run"), x.fields.get("round")) == place]
+    noted = {(line.event, line.fields.get("silo")) for line in of_round}
+    if ("round.opened", None) not in noted:
+        note_opened(audit, state)
+    for update in state.updates:
+        if ("update.accepted", update.silo) not in noted:
+            _note_accepted(audit, state, update)
+    for silo in state.flags:
+        if ("update.flagged", silo) not in noted:
+            _note_flagged(audit, state, silo)
+    if state.ended and (f"round.{state.phase}", None) not in noted:
+        _note_end(audit, state)
+
+
+def _note_accepted(audit: AuditLog, state: RoundState, update: Accepted) -> None:
+    audit.append(
+        "update.accepted",
+        run=state.run,
+        round=state.number,
+        silo=update.silo,
+        payload_digest=update.payload_digest,
+        size_bytes=update.size_bytes,
+        num_images=update.report.num_images,
+        cosine_distance=update.report.cosine_distance,
+    )
+
+
+def _note_flagged(audit: AuditLog, state: RoundState, silo: str) -> None:
+    audit.append(
+        "update.flagged",
+        run=state.run,
+        round=state.number,
+        silo=silo,
+        flags=list(state.flags[silo]),
+        update_norm=state.update_norms[silo],
+    )
 
 
 def _note_end(audit: AuditLog, state: RoundState) -> None:

@@ -7,12 +7,13 @@ once, before the audit log is written: a disk that fills up there must not let t
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from msgspec.structs import replace
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.chronicle import note_event, note_opened
+from coordinator.rounds.chronicle import make_up, note_event, note_opened
 from coordinator.rounds.journal import (
     FAILED,
     FINISHED,
@@ -35,6 +36,7 @@ from coordinator.rounds.machine import (
     Rules,
     SiloGone,
     TimePassed,
+    UpdateAccepted,
     advance,
     open_round,
 )
@@ -46,6 +48,7 @@ from coordinator.rounds.publishing import Models
 from coordinator.rounds.quarantine import due, streaks_after
 from coordinator.rounds.tasks import evaluation_awaited, task_for
 from coordinator.trust.registry import QUARANTINED, Registry
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
@@ -62,6 +65,9 @@ _SEE_MODELS = "See: coordinator model list."
 
 class Conductor:
     """The current run and round, and the one task that moves them."""
+
+    run: RunRow | None
+    round: RoundState | None
 
     def __init__(
         self,
@@ -94,6 +100,8 @@ class Conductor:
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
         self._replay()
+        if self.round is not None:
+            make_up(audit, self.round)
         self._drop_gone()
         self._tidy()
 
@@ -128,11 +136,11 @@ class Conductor:
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
-        self.run: RunRow | None = self._journal.newest_run()
-        self.round: RoundState | None = None
+        self.run = self._journal.newest_run()
+        self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
-        self._evaluated: set[tuple[int, str]] = set()
+        self._evaluated: set[tuple[int, str]] = set()  # of the newest round alone
         self._late: set[tuple[str, int]] = set()
         self._plans = Plans(self._journal, self.run)
         if self.run is None:
@@ -141,8 +149,8 @@ class Conductor:
         if self.round is not None:
             published = self.round.phase is Phase.PUBLISHED
             self.rounds_published = self.round.published_before + published
-        for row in self._journal.evaluations(self.run.name):
-            self._remember_evaluation(row)
+            measured = self._journal.measured(self.run.name, self.round.number)
+            self._evaluated = {(self.round.number, silo) for silo in measured}
 
     @property
     def plan(self) -> Plan:
@@ -260,7 +268,8 @@ class Conductor:
             return
         after = advance(state, event, self._rules(state), self._clock.now_s())
         if after != state:
-            await off_loop(self._journal.save_round, after)
+            with _commit_of(event), _closing_intake(state, after):
+                await off_loop(self._journal.save_round, after)
             self._take(after)
             await off_loop(note_event, self._audit, state, event, after)
 
@@ -301,18 +310,16 @@ class Conductor:
 
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
-        # Who asked may give up waiting; a silo that is gone must not stay in the round.
-        await to_the_end(self._put_out(silo, state, reason))
-        await self._end_calls(silo)
+        try:
+            with faults.step("silo.gone.commit"):
+                await off_loop(self._registry.set_state, silo, state, reason)
+            await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+            await self._end_calls(silo)
+        finally:  # who asked may have given up waiting, or the audit log has no room
+            if not self._registry.active(silo):
+                await to_the_end(self.apply(SiloGone(silo=silo)))
         self._presence.gone(silo)
         await off_loop(self._audit.append, "silo.gone", silo=silo)
-
-    async def _put_out(self, silo: SiloName, state: str, reason: str) -> None:
-        await off_loop(self._registry.set_state, silo, state, reason)
-        try:
-            await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
-        finally:
-            await self.apply(SiloGone(silo=silo))
 
     async def note_late(self, silo: SiloName, run: str, number: int) -> bool:
         """Write down that a silo's update of a round came too late; whether that was news."""
@@ -367,9 +374,8 @@ class Conductor:
             EvaluationRow(run=run, round=number, silo=silo, result=result) for result in results
         ]
         await off_loop(self._journal.save_evaluations, rows)
-        for row in rows:
-            self._remember_evaluation(row)
-        if not rows:  # the silo has no query with a match: there is nothing to wait for
+        # Without rows the silo has no query with a match: there is nothing to wait for.
+        if number == newest and (not rows or any(row.result.model == "global" for row in rows)):
             self._evaluated.add((number, silo))
         self._notify()
 
@@ -383,6 +389,12 @@ class Conductor:
             if self._registry.active(silo)
             and evaluation_awaited(self.plan, self.round, silo, self._evaluated)
         ]
+
+    async def has_accepted(self, silo: SiloName, run: str, number: int, digest: str) -> bool:
+        """Whether an update was accepted, in whichever round there ever was."""
+        state = await off_loop(self._journal.round, run, number)
+        accepted = None if state is None else state.accepted(silo)
+        return accepted is not None and accepted.payload_digest == digest
 
     def downloaded(self, size_bytes: int) -> None:
         """Count bytes of models that were sent."""
@@ -476,17 +488,17 @@ class Conductor:
                 rules=self._rules(None),
                 now_s=self._clock.now_s(),
             )
-            await off_loop(self._journal.save_round, state)
+            with faults.step("round.open"):
+                await off_loop(self._journal.save_round, state)
             self._downloaded_bytes = 0
+            self._evaluated.clear()
             self._take(state)
             await off_loop(note_opened, self._audit, state)
 
     def _measured_map(self, model: ModelRow) -> float | None:
         """The mAP of a model on the coordinator's own images, if it was measured."""
-        for row in self._journal.evaluations(model.run):
-            if (row.round, row.silo) == (model.round, ""):
-                return row.result.map
-        return None
+        own = self._journal.measured(model.run, model.round).get("")
+        return None if own is None else own.map
 
     async def _do_phase(self, state: RoundState) -> None:
         """Do what the phase asks for; on failure try again until its deadline."""
@@ -550,10 +562,12 @@ class Conductor:
             after = advance(self.round, published, self._rules(state), self._clock.now_s())
             if after == self.round:  # given up meanwhile: its models were never the federation's
                 return
-            await off_loop(self._journal.save_round, after, models)
+            with faults.step("publish.commit"):
+                await off_loop(self._journal.save_round, after, models)
             metrics.MODEL_VERSION.set(models[-1].version)
             before = self.round
-            self._take(after)
+            with faults.step("announce"):
+                self._take(after)
             await off_loop(note_event, self._audit, before, published, after)
         await off_loop(self._models.remove_old)
 
@@ -591,13 +605,10 @@ class Conductor:
         remove_folder(self._folders.spool(state.run, state.number))
         remove_folder(self._folders.work(state.run, state.number))
 
-    def _remember_evaluation(self, row: EvaluationRow) -> None:
-        if row.result.model == "global":
-            self._evaluated.add((row.round, row.silo))
-
     async def _set_run_state(self, state: str, reason: str) -> None:
         assert self.run is not None
-        await off_loop(self._journal.set_run_state, self.run.name, state, reason)
+        with faults.step("run.commit"):
+            await off_loop(self._journal.set_run_state, self.run.name, state, reason)
         self.run = replace(self.run, state=state, reason=reason)
         self._gathering_since_s = self._clock.monotonic_s()
         self._notify()
@@ -609,6 +620,17 @@ class Conductor:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _commit_of(event: Event) -> AbstractContextManager[None]:
+    if isinstance(event, UpdateAccepted):
+        return faults.step("upload.accept.commit")
+    return faults.step("round.commit")
+
+
+def _closing_intake(before: RoundState, after: RoundState) -> AbstractContextManager[None]:
+    closing = before.phase is Phase.COLLECTING and after.phase is not Phase.COLLECTING
+    return faults.step("intake.close.commit") if closing else nullcontext()
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +17,7 @@ from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.spool import check_room
 from coordinator.rounds.validation import check_manifest, check_values
+from fedreid import faults
 from fedreid.contract import UpdateReport
 from fedreid.errors import (
     BROKEN_LINE,
@@ -26,9 +26,8 @@ from fedreid.errors import (
     RunError,
     StorageError,
     UpdateRefused,
-    storage_errors,
 )
-from fedreid.files import replacing, sync_folder
+from fedreid.files import move_file, remove_file, replacing
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
@@ -106,6 +105,8 @@ class Intake:
             StorageError: the disk has no room for it.
         """
         standing = self._standing(announcement)
+        if standing is Standing.STALE and await self._has_accepted(announcement):
+            standing = Standing.ACCEPTED
         upload_id = announcement.upload_id
         if standing is Standing.STALE:
             await self._note_late(announcement)
@@ -180,9 +181,9 @@ class Intake:
         try:
             async for chunk in chunks:
                 async with self._slots:
-                    await off_loop(file.write, chunk)
+                    await off_loop(_write, file, chunk)
                 INTAKE_BYTES.inc(len(chunk.data))
-            await off_loop(file.finish, manifest.payload_digest)
+            await off_loop(_finish, file, manifest)
         except StorageError:
             if self._standing(announcement) is Standing.SEND:
                 raise
@@ -217,12 +218,11 @@ class Intake:
         manifest = announcement.manifest
         ready = part.with_suffix(".ready")
         if manifest.encoding == "fp32":
-            with storage_errors("move", part):
-                os.replace(part, ready)
+            move_file(part, ready)
         else:
             with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
                 decode(payload, manifest.layout, manifest.encoding, stream)
-            part.unlink()
+            remove_file(part)
         try:
             with (
                 TensorFile(ready) as update,
@@ -230,11 +230,10 @@ class Intake:
             ):
                 check_values(update, base, plan.validation)
         except UpdateRefused:
-            ready.unlink()
+            remove_file(ready)
             raise
-        with storage_errors("move into place", ready):
-            os.replace(ready, update_path(self._folders, state, announcement.silo))
-            sync_folder(ready.parent)
+        with faults.step("upload.place"):
+            move_file(ready, update_path(self._folders, state, announcement.silo))
 
     def _check_form(self, announcement: Announcement, plan: Plan) -> None:
         if announcement.manifest.encoding not in (plan.wire.upload, "fp32"):
@@ -258,6 +257,15 @@ class Intake:
             )
         return Standing.SEND if state.wants(announcement.silo) else Standing.STALE
 
+    async def _has_accepted(self, announcement: Announcement) -> bool:
+        """Whether the update was accepted before its round ended, and the answer got lost."""
+        return await self._conductor.has_accepted(
+            announcement.silo,
+            announcement.run,
+            announcement.round,
+            announcement.manifest.payload_digest,
+        )
+
     def _promised(self, announcement: Announcement) -> list[tuple[Manifest, Path]]:
         """The unfinished updates of the round, with the one that is announced now."""
         state = self._conductor.round
@@ -275,11 +283,21 @@ class Intake:
         """One unfinished update of each silo at a time, so that none can fill the disk."""
         for path in kept.parent.glob(f"{silo}-*.part"):
             if path != kept and path.name.removesuffix(".part").rpartition("-")[0] == silo:
-                path.unlink(missing_ok=True)
+                remove_file(path)
 
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)
         return folder / f"{announcement.silo}-{announcement.manifest.payload_digest[:16]}.part"
+
+
+def _write(file: PartialFile, chunk: tensors_pb2.Chunk) -> None:
+    with faults.step("upload.chunk.write"):
+        file.write(chunk)
+
+
+def _finish(file: PartialFile, manifest: Manifest) -> None:
+    with faults.step("upload.finalise"):
+        file.finish(manifest.payload_digest)
 
 
 def _prefix(manifest: Manifest) -> bytes:

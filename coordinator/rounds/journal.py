@@ -15,7 +15,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from coordinator.rounds.formats import bring_up
 from coordinator.rounds.machine import RoundState
+from fedreid import faults
 from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError, TokenRefused
 
@@ -175,14 +177,14 @@ class Journal:
         """Open or create the journal.
 
         Raises:
-            StorageError: it can't be opened, or is damaged.
+            StorageError: it can't be opened, is damaged, or a newer coordinator's.
         """
         self._path = path
         self._writer = threading.Lock()
         self._engine = sa.create_engine(f"sqlite:///{path}")
         sa.event.listen(self._engine, "connect", _set_pragmas)
         with self._errors():
-            _metadata.create_all(self._engine)
+            bring_up(self._engine, _metadata)
 
     def close(self) -> None:
         """Release the file."""
@@ -291,9 +293,21 @@ class Journal:
         with self._errors():
             return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
 
-    def rounds(self, run: str) -> list[RoundState]:
-        """Every round of a run, by number."""
-        query = sa.select(_rounds.c.state).where(_rounds.c.run == run).order_by(_rounds.c.number)
+    def round(self, run: str, number: int) -> RoundState | None:
+        """One round."""
+        named = (_rounds.c.run == run) & (_rounds.c.number == number)
+        rows = self._rows(sa.select(_rounds.c.state).where(named))
+        with self._errors():
+            return msgspec.json.decode(rows[0]["state"], type=RoundState) if rows else None
+
+    def rounds(self, run: str, *, first: int = 0, limit: int = -1) -> list[RoundState]:
+        """The rounds of a run from ``first`` on by number, at most so many."""
+        query = (
+            sa.select(_rounds.c.state)
+            .where(_rounds.c.run == run, _rounds.c.number >= first)
+            .order_by(_rounds.c.number)
+            .limit(limit)
+        )
         rows = self._rows(query)
         with self._errors():
             return [msgspec.json.decode(row["state"], type=RoundState) for row in rows]
@@ -336,14 +350,32 @@ class Journal:
                     .on_conflict_do_update(["run", "round", "silo", "model"], set_=values)
                 )
 
-    def evaluations(self, run: str) -> list[EvaluationRow]:
-        """Every measurement of a run, by round, silo and model."""
+    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
+        """What the global model of one round scored, by silo; the coordinator's own under "".
+
+        A run of weeks has many thousand figures, and a start must not read them all.
+        """
+        columns = _evaluations.c
+        query = sa.select(columns.silo, columns.result).where(
+            columns.run == run, columns.round == number, columns.model == "global"
+        )
+        rows = self._rows(query)
+        with self._errors():
+            return {
+                row["silo"]: msgspec.json.decode(row["result"], type=EvaluationResult)
+                for row in rows
+            }
+
+    def evaluations(self, run: str, number: int | None = None) -> list[EvaluationRow]:
+        """Every measurement of a run, or of one round of it; by round, silo and model."""
         columns = _evaluations.c
         query = (
             sa.select(_evaluations)
             .where(columns.run == run)
             .order_by(columns.round, columns.silo, columns.model)
         )
+        if number is not None:
+            query = query.where(columns.round == number)
         rows = self._rows(query)
         with self._errors():
             return [
@@ -362,7 +394,12 @@ class Journal:
 
     @contextlib.contextmanager
     def _commit(self) -> Iterator[sa.Connection]:
-        with self._errors(), self._writer, self._engine.begin() as connection:
+        with (
+            self._errors(),
+            self._writer,
+            faults.step("journal.commit"),
+            self._engine.begin() as connection,
+        ):
             yield connection
 
     @contextlib.contextmanager

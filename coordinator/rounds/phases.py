@@ -20,6 +20,7 @@ from coordinator.rounds.machine import (
     Rules,
 )
 from coordinator.rounds.publishing import Models, Origin
+from fedreid import faults
 from fedreid.errors import RunError
 from fedreid.files import remove_folder
 from fedreid.jobs import Progress, Worker
@@ -118,7 +119,8 @@ class Phases:
         job = orders.evaluate_job(self._folders, state, plan, rules)
         report = await self._worker.run(job, jobs.EvaluateReport, self._progress)
         row = EvaluationRow(run=state.run, round=state.number, silo="", result=report.result)
-        await off_loop(self._journal.save_evaluations, [row])
+        with faults.step("evaluate.commit"):
+            await off_loop(self._journal.save_evaluations, [row])
         return Evaluated(map=report.result.map)
 
     async def _place(self, result: Path, plan: Plan, origin: Origin) -> ModelRow:

@@ -1,11 +1,11 @@
 """How does a finished model become the federation's model, and how is it handed out?
 
-A model lies in ``models/DIGEST.safetensors``, moved there by one rename; the signed release that
-makes it the newest is committed to the journal together with the round's end. Between the two a
-crash leaves a file that nobody refers to, and the same step done again gives the same file.
+A model lies in ``models/DIGEST.safetensors``, which it becomes by one rename; the signed release
+that makes it the newest is committed to the journal together with the round's end. Between the two
+a crash leaves a file that nobody refers to, and the same step done again gives the same file: what
+the round has made stays in its own folder until the round has ended.
 """
 
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.rounds.journal import Journal, ModelRow
+from fedreid import faults
 from fedreid.contract import Release, ReleasePayload
-from fedreid.errors import RunError, StorageError, UsageError, storage_errors
-from fedreid.files import digest_of, sync_folder
+from fedreid.errors import RunError, StorageError, UsageError
+from fedreid.files import digest_of, link_file, remove_file
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
@@ -65,19 +66,18 @@ class Models:
         return layout_of(self.path(digest))
 
     def place(self, staged: Path, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
-        """Move a finished model to its name and sign it as the federation's next version.
+        """Give a finished model its name and sign it as the federation's next version.
 
-        Beside ``staged`` lie its payloads in other encodings. After a crash in between, ``staged``
-        is made again and moved over the same bytes.
+        Beside ``staged`` lie its payloads in other encodings. All of them stay where they are, so
+        that the same can be done again after a crash.
         """
         digest = digest_of(staged)
-        with storage_errors("publish", self.path(digest)):
+        with faults.step("publish.rename"):
             for encoding in encodings:
                 if encoding != "fp32":
                     payload = staged.with_suffix(f".{encoding}")
-                    os.replace(payload, self.encoded_path(digest, encoding))
-            os.replace(staged, self.path(digest))
-            sync_folder(self._folder)
+                    link_file(payload, self.encoded_path(digest, encoding))
+            link_file(staged, self.path(digest))
         return self._release(digest, origin, encodings)
 
     def _release(self, digest: Digest, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
@@ -97,13 +97,15 @@ class Models:
 
     def _signed(self, release: Release) -> ModelRow:
         statement = release_to_wire(release).SerializeToString(deterministic=True)
+        with faults.step("publish.sign"):
+            signature = sign(self._key, statement)
         return ModelRow(
             version=release.version,
             digest=release.model_digest,
             run=release.run,
             round=release.round,
             release=statement,
-            signature=sign(self._key, statement),
+            signature=signature,
         )
 
     def released_again(self, run: str, version: int) -> ModelRow:
@@ -168,15 +170,16 @@ class Models:
         rows = self._journal.models()
         rounds = list(dict.fromkeys((row.run, row.round) for row in rows))[: MODELS_KEPT + 1]
         kept = {row.digest for row in rows if (row.run, row.round) in rounds}
-        for row in rows:
-            if row.digest not in kept:
-                for path in self._folder.glob(f"{row.digest}.*"):
-                    path.unlink(missing_ok=True)
+        old = {row.digest for row in rows} - kept
+        for path in sorted(self._folder.glob("[!.]*")):
+            if path.name.partition(".")[0] in old:
+                with faults.step("gc.unlink"):
+                    remove_file(path)
 
     def remove_unfinished(self) -> None:
         """Delete what writes that were cut off have left."""
         for path in self._folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
     def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
         path, start, size = self._payload_place(digest, encoding)

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
+from fedreid import faults
 from fedreid.errors import IdentityMissing, TrustError, UsageError
 from fedreid.files import flip_folder, make_folder, remove_folder, write_bytes
 from fedreid.names import Digest
@@ -126,7 +127,8 @@ class Authorities:
         """
         self._expect(PREPARED, "There is no prepared authority", "coordinator ca prepare")
         trusted = self._known.state.trusted
-        self._become(_State(trusted=trusted, issuing=trusted[-1]))
+        with faults.step("ca.activate.commit"):
+            self._become(_State(trusted=trusted, issuing=trusted[-1]))
 
     def drop(self) -> None:
         """Trust the old authority no longer, and remove its key.

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from coordinator.rounds.journal import Journal, SiloRow, TokenRow
 from coordinator.trust.authorities import Authorities
 from coordinator.trust.registry import ACTIVE, KEPT_OUT, PENDING, Registry
+from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.errors import AccessDenied, TokenRefused, UsageError
@@ -135,9 +136,10 @@ class Enrolment:
             if fingerprint == row.next_key_fingerprint and self._is_good(row.next_certificate_pem):
                 return row.next_certificate_pem
             issued = self._certificate(name, public_key)
-            self.registry.store(
-                replace(row, next_key_fingerprint=fingerprint, next_certificate_pem=issued)
-            )
+            with faults.step("silo.renew.commit"):
+                self.registry.store(
+                    replace(row, next_key_fingerprint=fingerprint, next_certificate_pem=issued)
+                )
         self.audit.append("silo.renewed", silo=name, key_fingerprint=fingerprint)
         return issued
 
@@ -196,7 +198,8 @@ class Enrolment:
         row = SiloRow(name=silo, state=PENDING, key_fingerprint=fingerprint)
         if not self.approval:
             row = self._certified(row, public_key)
-        self.journal.consume_token(replace(token, key_fingerprint=fingerprint), row)
+        with faults.step("token.consume.commit"):
+            self.journal.consume_token(replace(token, key_fingerprint=fingerprint), row)
         self.registry.remember(row)
         self.audit.append(
             "silo.awaits_approval" if self.approval else "silo.enrolled",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from fedreid import faults
 from fedreid.clock import Clock
 from fedreid.errors import IdentityBroken, IdentityMissing, TrustError, storage_errors
 from fedreid.files import (
@@ -70,7 +71,8 @@ class IdentityStore:
         write_bytes(built / _CERTIFICATE, identity.certificate_pem)
         write_bytes(built / _AUTHORITIES, identity.authorities_pem)
         flip_folder(built, self._folder / name)
-        flip_link(self._folder / _LIVE, name)
+        with faults.step("identity.flip"):
+            flip_link(self._folder / _LIVE, name)
         for number in numbers[: 1 - IDENTITY_VERSIONS]:
             remove_folder(self._folder / f"v{number:04d}")
 

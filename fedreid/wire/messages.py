@@ -5,6 +5,7 @@ import re
 from typing import TypeVar, get_args
 
 import msgspec
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from fedreid.contract import (
     EvaluateTask,
@@ -33,6 +34,7 @@ _KIND_TO_WIRE: dict[ModelKind, pb.ModelKind.ValueType] = {
 }
 _POLICY_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)?")
 _KIND_FROM_WIRE: dict[int, ModelKind] = {value: name for name, value in _KIND_TO_WIRE.items()}
+_UPGRADE = "Upgrade the older of the two programs."
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -111,6 +113,11 @@ def task_from_wire(message: pb.NextTaskResponse) -> Task:
         )
     if kind == "renew":
         return RenewTask(reason=message.renew.reason)
+    if kind is None and len(UnknownFieldSet(message)):
+        raise FedreidError(
+            "The coordinator gives a kind of task that this agent does not know",
+            next_step=_UPGRADE,
+        )
     return WaitTask(reason=message.wait.reason, run_finished=message.wait.run_finished)
 
 
@@ -245,6 +252,16 @@ def _training_to_wire(training: TrainingPlan) -> pb.TrainingSpec:
 def _section_from_wire(
     message: pb.BackboneSpec | pb.TrainingSpec, kind: type[SectionT]
 ) -> SectionT:
+    """A part of the plan, all of it or none.
+
+    Elsewhere a newer coordinator's additions are passed over, but a recipe that is followed in
+    part gives another model.
+    """
+    if len(UnknownFieldSet(message)):
+        raise FedreidError(
+            "The coordinator's plan has a key that this agent does not know",
+            next_step=_UPGRADE,
+        )
     values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
     if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
         raise FedreidError("The coordinator asks for training with a number that is none")
@@ -254,7 +271,7 @@ def _section_from_wire(
         raise FedreidError(
             "The coordinator asks for something that this agent does not know",
             why=str(error),
-            next_step="Upgrade the older of the two programs.",
+            next_step=_UPGRADE,
         ) from error
 
 
@@ -278,5 +295,5 @@ def _bn_from_wire(name: str) -> BatchNormPolicy:
             return known
     raise FedreidError(
         f"The coordinator asks for the BatchNorm policy {name!r}, which this agent does not know",
-        next_step="Upgrade the older of the two programs.",
+        next_step=_UPGRADE,
     )

@@ -10,8 +10,9 @@ from typing import Self
 import blake3
 import google_crc32c
 
+from fedreid import faults
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
-from fedreid.files import sync_folder
+from fedreid.files import remove_file, sync_folder
 from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
 from fedreid.names import Digest
 from fedreid.v1 import tensors_pb2
@@ -132,15 +133,14 @@ class PartialFile:
         if self._hasher.hexdigest() != digest:
             self.discard()
             raise UpdateRefused(Refusal.DIGEST, "The payload has another digest than announced")
-        with storage_errors("write", self.path):
+        with storage_errors("write", self.path), faults.step("payload.sync"):
             os.fsync(self._descriptor)
             sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove the file."""
         self.close()
-        with storage_errors("remove", self.path):
-            self.path.unlink(missing_ok=True)
+        remove_file(self.path)
 
     def _take_up(self) -> None:
         held = os.fstat(self._descriptor).st_size

@@ -86,9 +86,7 @@ class Group:
         if running:
             self.average(running, 1.0 / self.size)
         own = [float(parameter.detach().double().sum()) for parameter in module.parameters()]
-        sums: list[Any] = [None] * self.size
-        with _together():
-            dist.all_gather_object(sums, own)
+        sums = self.gathered(own)
         if any(other != sums[0] for other in sums):
             raise JobFailed(
                 "The training processes of this silo have come apart",
@@ -98,19 +96,41 @@ class Group:
 
     def hand_out(self, job: object) -> None:
         """The leader gives all others a job, or None: there will be no more."""
-        if self.size > 1:
-            with _together():
-                dist.broadcast_object_list([job], src=0)
+        self.handed(job)
 
     def jobs(self) -> Iterator[Any]:
         """What the leader hands out, until there will be no more."""
         while True:
-            handed: list[Any] = [None]
-            with _together():
-                dist.broadcast_object_list(handed, src=0)
-            if handed[0] is None:
+            job = self.handed(None)
+            if job is None:
                 return
-            yield handed[0]
+            yield job
+
+    def handed(self, own: Any) -> Any:
+        """What the leader holds, at every process."""
+        if self.size == 1:
+            return own
+        handed = [own]
+        with _together():
+            dist.broadcast_object_list(handed, src=0)
+        return handed[0]
+
+    def agreed(self, own: bool) -> bool:
+        """What the leader says, at every process: cheap enough to ask after each step."""
+        if self.size == 1:
+            return own
+        said = torch.tensor([own])
+        with _together():
+            dist.broadcast(said, src=0)
+        return bool(said)
+
+    def gathered(self, own: object) -> list[Any]:
+        """What every process holds, by rank."""
+        every: list[Any] = [own] * self.size
+        if self.size > 1:
+            with _together():
+                dist.all_gather_object(every, own)
+        return every
 
     def device(self) -> torch.device:
         """A GPU of this process's own, or the CPU where the machine has none."""

@@ -42,12 +42,21 @@ class TrainJob(Job, frozen=True, kw_only=True):
     out: str
     """Existing empty folder to fill: ``update.safetensors`` (the whole local backbone after
     training) and ``private/`` with what never leaves (classifier, standalone state)."""
+    checkpoints: str = ""
+    """Folder of what a killed attempt at this job left to go on from; empty: none is kept."""
     evaluate: tuple[ModelKind, ...]
     standalone: bool
 
     @classmethod
     def of(
-        cls, task: TrainTask, silo: Silo, *, base_model: str, previous: str, out: str
+        cls,
+        task: TrainTask,
+        silo: Silo,
+        *,
+        base_model: str,
+        previous: str,
+        out: str,
+        checkpoints: str = "",
     ) -> "TrainJob":
         """The job that a task gives a silo."""
         kinds: tuple[ModelKind, ...] = ()
@@ -65,6 +74,7 @@ class TrainJob(Job, frozen=True, kw_only=True):
             base_model=base_model,
             previous=previous,
             out=out,
+            checkpoints=checkpoints,
             evaluate=kinds,
             standalone=task.standalone,
         )

@@ -6,20 +6,25 @@ on with the same recipe and never sees another's weights.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import blake3
+import msgspec
 import torch
+from msgspec.structs import replace
 
+import fedreid
 from fedreid.contract import EvaluationResult, ModelKind
 from fedreid.errors import storage_errors
-from fedreid.files import make_folder
+from fedreid.files import digest_of, make_folder
 from fedreid.jobs import Progress, ProgressSink
 from fedreid.plan import BatchNormPolicy, keeps_batch_norm
 from fedreid.reid.backbone import load_backbone, shared_tensors
 from fedreid.reid.measuring import measure
 from fedreid.seeds import derive_seed
 from fedreid.wire.tensors import FloatArray, batch_norm_names, load_tensors, save_tensors
+from silo_agent.learning.checkpoints import Checkpoints, Pace
 from silo_agent.learning.group import ALONE, Group
 from silo_agent.learning.holding import SiloData
 from silo_agent.learning.jobs import TrainJob, TrainReport
@@ -50,6 +55,7 @@ class LocalRound:
     device: torch.device
     tell: ProgressSink
     group: Group = ALONE
+    pace: Pace = field(default_factory=Pace)
 
     def run(self) -> TrainReport:
         """Do the job; its outputs are complete when this returns.
@@ -115,6 +121,7 @@ class LocalRound:
         return Learner(backbone=backbone.to(self.device), classifier=classifier.to(self.device))
 
     def _train(self, learner: Learner, phase: str) -> Trained:
+        folder = self.job.checkpoints
         return train(
             learner,
             self.data.train,
@@ -126,7 +133,23 @@ class LocalRound:
             tell=lambda done, total, loss: self.tell(
                 Progress(phase=phase, done=done, total=total, loss=loss)
             ),
+            checkpoints=Checkpoints(
+                Path(folder) / phase if folder else None,
+                self._key(),
+                pace=self.pace,
+                group=self.group,
+            ),
         )
+
+    def _key(self) -> str:
+        """A digest of all that a training is settled by: with another one it goes another way."""
+        told = replace(self.job, out="", checkpoints="")
+        hasher = blake3.blake3(msgspec.json.encode(told))
+        hasher.update(digest_of(Path(self.job.base_model)).encode())
+        hasher.update(self.data.train.labels.tobytes() + self.data.train.camids.tobytes())
+        hasher.update(f"{self.data.identities} {self.device} {self.group.size}".encode())
+        hasher.update(f"{fedreid.__version__} {torch.__version__}".encode())
+        return hasher.hexdigest()
 
     def _measure(
         self, learner: Learner, model: ModelKind, evaluations: list[EvaluationResult]

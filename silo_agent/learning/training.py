@@ -4,19 +4,22 @@ Letters: N images of a batch, C identities of the silo, D feature width, P width
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedreid import faults
 from fedreid.errors import JobFailed
 from fedreid.plan import TrainingPlan
 from fedreid.reid.backbone import ReIDBackbone
 from fedreid.reid.transforms import ImageStore, augment
 from silo_agent.learning.bearing import bearable
+from silo_agent.learning.checkpoints import Checkpoints, Position, Trainee, numpy_state
 from silo_agent.learning.group import ALONE, Group
 from silo_agent.learning.losses import (
     batch_hard_triplet_loss,
@@ -84,16 +87,19 @@ def train(
     device: torch.device,
     tell: Told,
     group: Group = ALONE,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Train in place for the plan's epochs.
 
     Optimiser state begins anew and is dropped at the end: it never outlives a round.
-    The seed settles order, augmentation and dropout.
+    The seed settles order, augmentation and dropout, and a training that goes on from a checkpoint
+    ends with the same bits as one that was never interrupted.
 
     Raises:
         DatasetError: an image can't be read.
         JobFailed: the loss is not finite.
     """
+    checkpoints = checkpoints or Checkpoints(None, "")
     plan, notes = bearable(plan, data.labels, data.camids, device)
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -102,16 +108,30 @@ def train(
     steps = _Steps.of(learner, plan, learning_rate_factor, device, group)
     learner.backbone.train()
     learner.classifier.train()
-    loss_sum, seen = 0.0, 0
-    shares = [group.share(batch_N) for batch_N in batches]
-    ready = _prepared(shares, data, plan, random, device)
-    for step, (batch_N, (images_NCHW, labels_N)) in enumerate(zip(batches, ready, strict=True), 1):
-        loss = steps.take(images_NCHW, labels_N, weight=len(labels_N) / len(batch_N))
-        loss_sum += loss * len(batch_N)
-        seen += len(batch_N)
-        tell(step, len(batches), loss_sum / seen)
+    at = checkpoints.resume(steps.trainee, Position(random=numpy_state(random)))
+    random.bit_generator.state = at.random
+    left = batches[at.step :]
+    ready = _prepared([group.share(batch_N) for batch_N in left], data, plan, random, device)
+    for batch_N, batch in zip(left, ready, strict=True):
+        share = len(batch.labels_N) / len(batch_N)
+        loss = steps.take(batch.images_NCHW, batch.labels_N, weight=share)
+        faults.point("train.step")
+        at = at.after(loss, len(batch_N), batch.random_after)
+        tell(at.step, len(batches), at.loss)
+        if at.step < len(batches):
+            checkpoints.keep(steps.trainee, at)
     group.settle(learner.backbone)
-    return Trained(loss=loss_sum / seen, num_steps=len(batches), notes=notes)
+    return Trained(loss=at.loss, num_steps=at.step, notes=(*notes, *checkpoints.notes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """What a step learns from."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+    random_after: Mapping[str, Any]
+    """State of the generator once this batch was made: the next one begins there."""
 
 
 def _epoch(
@@ -128,10 +148,10 @@ def _prepared(
     plan: TrainingPlan,
     random: np.random.Generator,
     device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels of each batch; the next is made while the last is learned."""
+) -> Iterator[_Batch]:
+    """Each batch; the next is made while the last is learned."""
 
-    def make(indices_N: IndexArray) -> tuple[Tensor, Tensor]:
+    def make(indices_N: IndexArray) -> _Batch:
         images_NCHW = augment(
             data.images.batch(indices_N),
             random,
@@ -139,7 +159,11 @@ def _prepared(
             erasing=plan.random_erasing,
             device=device,
         )
-        return images_NCHW, torch.from_numpy(data.labels[indices_N]).to(device)
+        return _Batch(
+            images_NCHW=images_NCHW,
+            labels_N=torch.from_numpy(data.labels[indices_N]).to(device),
+            random_after=numpy_state(random),
+        )
 
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(make, batches[0])
@@ -201,6 +225,16 @@ class _Steps:
             base=tuple(parameter.detach().clone() for parameter in base),
             device=device,
             group=group,
+        )
+
+    @property
+    def trainee(self) -> Trainee:
+        """What a step changes."""
+        return Trainee(
+            modules=(self.learner.backbone, self.learner.classifier),
+            optimiser=self.optimiser,
+            scaler=self.scaler,
+            device=self.device,
         )
 
     def take(self, images_NCHW: Tensor, labels_N: Tensor, *, weight: float) -> float:

@@ -12,6 +12,7 @@ from fedreid.jobs import Progress, ProgressSink, as_child, serve
 from fedreid.reid.backbone import load_backbone
 from fedreid.reid.measuring import measure
 from fedreid.wire.tensors import load_tensors
+from silo_agent.learning.checkpoints import Pace
 from silo_agent.learning.group import ALONE, Group, joined
 from silo_agent.learning.holding import Holding
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, TrainJob, TrainReport
@@ -21,8 +22,9 @@ from silo_agent.learning.local_round import LocalRound, own_batch_norm
 class SiloWorker:
     """The handlers of both jobs, and the images they share."""
 
-    def __init__(self, group: Group = ALONE) -> None:
+    def __init__(self, group: Group = ALONE, pace: Pace | None = None) -> None:
         self._group = group
+        self._pace = pace or Pace()
         self._holding = Holding()
         self._device = group.device()
         self._default_threads = torch.get_num_threads()
@@ -34,7 +36,12 @@ class SiloWorker:
         self._use_threads(job.training.threads)
         data = self._holding.get(job.silo, job.backbone)
         return LocalRound(
-            job=job, data=data, device=self._device, tell=tell, group=self._group
+            job=job,
+            data=data,
+            device=self._device,
+            tell=tell,
+            group=self._group,
+            pace=self._pace,
         ).run()
 
     def follow(self) -> None:
@@ -71,11 +78,11 @@ def make_deterministic() -> None:
 
 
 @record
-def main() -> None:
+def main(pace: Pace | None = None) -> None:
     """Serve jobs until standard input is closed; in a group, one process speaks for all."""
     make_deterministic()
     with joined() as group:
-        worker = SiloWorker(group)
+        worker = SiloWorker(group, pace)
         if not group.leads:
             as_child()
             worker.follow()

@@ -28,6 +28,7 @@ from fedreid.limits import (
 from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc
+from fedreid.versions import check_versions
 from fedreid.wire.failures import failure_of
 from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
 
@@ -148,7 +149,9 @@ async def _greet(address: str, stub: "FederationAsyncStub") -> pb.HelloResponse:
         agent_version=__version__, encodings=[encoding_to_wire(e) for e in ENCODINGS]
     )
     with calling(address):
-        return await stub.Hello(hello, timeout=CALL_S)
+        greeting = await stub.Hello(hello, timeout=CALL_S)
+    check_versions(agent=__version__, coordinator=greeting.coordinator_version)
+    return greeting
 
 
 def _theirs(address: str, error: FedreidError) -> ConnectionFailed:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from fedreid import __version__
+from fedreid import __version__, faults
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
 from fedreid.errors import (
@@ -15,7 +15,7 @@ from fedreid.errors import (
     TokenRefused,
     storage_errors,
 )
-from fedreid.files import make_folder, write_bytes
+from fedreid.files import make_folder, remove_file, write_bytes
 from fedreid.limits import CALL_S
 from fedreid.names import Principal, Role
 from fedreid.pki.certificates import (
@@ -160,7 +160,7 @@ def adopt(folders: Folders, place: Path, model_key: Path, clock: Clock) -> Membe
 def keep_identity(folders: Folders, identity: Identity) -> None:
     """Make an identity the live one, durably; its key is pending no more."""
     IdentityStore(folders.identity).save(identity)
-    folders.pending_key.unlink(missing_ok=True)
+    remove_file(folders.pending_key)
 
 
 def pending_key(folders: Folders) -> PrivateKey:
@@ -171,7 +171,8 @@ def pending_key(folders: Folders) -> PrivateKey:
         if not _is_live(folders, key):
             return key
     key = new_key()
-    write_bytes(folders.pending_key, key_to_pem(key), mode=0o600)
+    with faults.step("key.pending.write"):
+        write_bytes(folders.pending_key, key_to_pem(key), mode=0o600)
     return key
 
 

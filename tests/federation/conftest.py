@@ -8,8 +8,10 @@ import tomli_w
 
 from benchmark.federation import LocalFederation
 from fedreid.datasets.synthetic import SyntheticSpec, render
+from tests.federation.storms import Storm
 
 Founding = Callable[..., LocalFederation]
+Storming = Callable[..., Storm]
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +50,24 @@ def found(tmp_path: Path, silo_folders: dict[str, Path]) -> Iterator[Founding]:
         founded.append(local)
         local.initialise(**settings)
         return local
+
+    yield make
+    for local in founded:
+        local.stop()
+
+
+@pytest.fixture
+def storms(tmp_path: Path, silo_folders: dict[str, Path]) -> Iterator[Storming]:
+    """Found federations whose programs can be armed; all of their processes end with the test."""
+    founded: list[LocalFederation] = []
+
+    def make(name: str, *, silos: int = 2, **settings: object) -> Storm:
+        chosen = dict(list(silo_folders.items())[:silos])
+        local = LocalFederation(tmp_path / name, federation="harbour", silos=chosen)
+        founded.append(local)
+        storm = Storm(local)
+        local.initialise(**settings)
+        return storm
 
     yield make
     for local in founded:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedreid.audit import AuditLog, audit_files, read_audit, verify
+from fedreid import audit
+from fedreid.audit import AuditLog, audit_files, newest_first, read_audit, verify
 from fedreid.clock import SystemClock
 from fedreid.errors import AuditBroken
 
@@ -36,6 +37,32 @@ def test_the_chain_goes_on_after_a_restart_and_through_rotation(tmp_path: Path) 
     written(tmp_path, 10, file_bytes=500)
     assert len(audit_files(tmp_path)) > 3
     assert verify(tmp_path).lines == 20
+
+
+def test_lines_are_read_backwards_through_all_files_without_a_torn_end(tmp_path: Path) -> None:
+    log = written(tmp_path, 10, file_bytes=500)
+    with audit_files(tmp_path)[-1].open("ab") as stream:
+        stream.write(b'{"number":11')
+    assert len(audit_files(tmp_path)) > 2
+    assert list(log.newest_first()) == list(read_audit(tmp_path))[::-1]
+    assert list(AuditLog(tmp_path / "none", CLOCK).newest_first()) == []
+
+
+@pytest.mark.parametrize("block", [1, 7, 150, 400])
+def test_reading_backwards_reads_no_more_than_is_asked_for(
+    tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_READ_BACK_BYTES", 64 * 1024)
+    written(tmp_path, 10)
+    whole = list(read_audit(tmp_path))[::-1]
+    monkeypatch.setattr(audit, "_READ_BACK_BYTES", block)
+    assert list(newest_first(tmp_path)) == whole
+    (path,) = audit_files(tmp_path)
+    path.write_bytes(b"damage\n" + path.read_bytes())
+    lines = newest_first(tmp_path)
+    assert [next(lines) for _ in range(10)] == whole
+    with pytest.raises(AuditBroken, match="line 11 from its end"):
+        next(lines)
 
 
 @pytest.mark.parametrize("line", [1, 3, 6])

@@ -106,7 +106,12 @@ def test_a_class_that_is_added_later_takes_its_ancestors_status() -> None:
 
 def test_only_what_passes_by_itself_or_by_others_doing_is_retryable() -> None:
     retryable = {kind.code for kind in ALL if kind.retryable}
-    assert retryable == {"connection_failed", "limit_reached", "silo_suspended"}
+    assert retryable == {
+        "connection_failed",
+        "limit_reached",
+        "silo_suspended",
+        "versions_apart",
+    }
 
 
 def test_an_error_reads_as_sentences() -> None:

@@ -14,8 +14,11 @@ from fedreid.files import (
     flip_folder,
     flip_link,
     held_alone,
+    link_file,
     make_folder,
+    move_file,
     others_may_read,
+    remove_file,
     remove_folder,
     replacing,
     write_bytes,
@@ -47,6 +50,37 @@ def test_a_failure_in_the_block_leaves_the_old_file_and_nothing_else(tmp_path: P
         raise PowerCut
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == ["file"]
+
+
+def test_a_file_is_moved_over_what_was_there(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "built", b"new")
+    write_bytes(tmp_path / "file", b"old")
+    move_file(tmp_path / "built", tmp_path / "file")
+    assert names_in(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+    with pytest.raises(StorageError, match="Can't move into place"):
+        move_file(tmp_path / "built", tmp_path / "file")
+
+
+def test_a_file_gets_a_second_name_as_often_as_it_is_asked_for(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "built", b"new")
+    write_bytes(tmp_path / "file", b"old")
+    for _ in range(2):  # a step that is done again after a crash
+        link_file(tmp_path / "built", tmp_path / "file")
+        assert names_in(tmp_path) == ["built", "file"]
+        assert (tmp_path / "file").read_bytes() == b"new"
+    write_bytes(tmp_path / "built", b"newer")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_file_that_is_gone_already_is_removed(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "file", b"old")
+    remove_file(tmp_path / "file")
+    remove_file(tmp_path / "file")
+    assert names_in(tmp_path) == []
+    (tmp_path / "file").mkdir()
+    with pytest.raises(StorageError, match="Can't remove"):
+        remove_file(tmp_path / "file")
 
 
 def test_until_the_block_ends_everybody_sees_the_old_file(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ class FakeCoordinator:
     async def ReportEvaluation(self, request: Any, timeout: float) -> Any:  # noqa: N802
         """Take figures."""
         self._note("ReportEvaluation", request)
+        if self.refuses is not None:
+            raise Failed(self.refuses)
         return pb.ReportEvaluationResponse()
 
 
@@ -257,6 +259,12 @@ def test_figures_are_written_down_before_they_are_sent(silo: Silo, stub: FakeCoo
     }  # fmt: skip
     assert (line.fields["run"], line.fields["round"]) == (request.run, request.round)
     assert line.fields["destination"] == ADDRESS
+
+
+def test_figures_that_come_too_late_do_not_end_the_agent(silo: Silo, stub: FakeCoordinator) -> None:
+    stub.refuses = Refusal.REPORT  # another run is on
+    silo.figures(stub, RESULT)
+    assert "refused the figures" in silo.told[-1]
 
 
 def test_that_nothing_could_be_measured_is_written_down_too(

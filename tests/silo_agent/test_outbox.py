@@ -48,6 +48,16 @@ def test_a_trained_round_is_found_again_after_a_restart(outbox: Outbox, tmp_path
     assert (again.folder(ROUND) / "private" / "classifier").read_bytes() == b"never leaves"
 
 
+def test_the_last_round_is_owed_until_its_delivery_is_noted(outbox: Outbox) -> None:
+    assert outbox.undelivered() is None
+    trained(outbox, numbered(6))
+    assert outbox.undelivered() == numbered(6)
+    outbox.note_delivered(numbered(6))
+    assert outbox.undelivered() is None
+    trained(outbox, numbered(6))  # anew: the one that was delivered is gone
+    assert outbox.undelivered() == numbered(6)
+
+
 def test_a_round_that_is_still_trained_is_not_there(outbox: Outbox) -> None:
     built = outbox.begin("spring", 7)
     (built / UPDATE_FILE).write_bytes(b"half")

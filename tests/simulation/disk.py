@@ -92,6 +92,12 @@ class MemoryDisk:
             self._put(target, inode)
             self._put(source, None)
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name."""
+        inode = self.find(source)
+        with self._changing(f"create {target}"):
+            self._put(target, inode)
+
     def remove_tree(self, path: str) -> None:
         """Remove a folder with what it holds, bottom up."""
         for name in reversed((path, *self.below(path))):
@@ -277,6 +283,7 @@ def memory_os(disk: MemoryDisk) -> Any:
         pwrite=disk.write,
         ftruncate=disk.truncate,
         fdopen=lambda descriptor, mode: _WriteStream(disk, descriptor),
+        link=lambda source, target: disk.link(str(source), str(target)),
         replace=rename,
         rename=rename,
     )

@@ -4,7 +4,7 @@ A commit is whole or has not happened; rows are stored as the bytes that the tru
 A test plays the same schedules over the true journal, and they must go the same way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from coordinator.rounds.journal import (
 )
 from coordinator.rounds.machine import RoundState
 from fedreid.audit import AuditLine, AuditLog, Field
+from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError
 from tests.simulation.loop import VirtualLoop
 
@@ -114,6 +115,11 @@ class MemoryJournal(Journal):
         """The run's last round."""
         return next(reversed(self.rounds(run)), None)
 
+    def round(self, run: str, number: int) -> RoundState | None:
+        """One round."""
+        stored = self._rounds.get((run, number))
+        return None if stored is None else msgspec.json.decode(stored, type=RoundState)
+
     def rounds(self, run: str) -> list[RoundState]:
         """Every round of a run, by number."""
         places = sorted(place for place in self._rounds if place[0] == run)
@@ -141,6 +147,14 @@ class MemoryJournal(Journal):
     def evaluations(self, run: str) -> list[EvaluationRow]:
         """Every measurement of a run."""
         return [self._evaluations[at] for at in sorted(self._evaluations) if at[0] == run]
+
+    def measured(self, run: str, number: int) -> dict[str, EvaluationResult]:
+        """What the global model of one round scored, by silo."""
+        return {
+            row.silo: row.result
+            for row in self.evaluations(run)
+            if (row.round, row.result.model) == (number, "global")
+        }
 
 
 class SteppedJournal(Journal):
@@ -199,6 +213,10 @@ class MemoryAudit(AuditLog):
         self.unwritten: list[AuditLine] = []
         """What was to be written and found no room: it happened all the same."""
         self.told: Callable[[str, dict[str, Any]], None] = lambda event, fields: None
+
+    def newest_first(self) -> Iterator[AuditLine]:
+        """Every line."""
+        return reversed(self.lines)
 
     def append(self, event: str, **fields: Field) -> None:
         """Write one event."""

@@ -83,7 +83,6 @@ class Server(Program):
     def boot(self) -> None:
         """Build everything from what is on the disk, in this program."""
         folders, journal, audit, clock, worker, key = self._parts
-        audit.append("coordinator.started")
         self.registry = Registry(journal, FEDERATION, clock)
         models = Models(folders.models, journal, FEDERATION, key)
         presence = Presence(clock)
@@ -114,6 +113,7 @@ class Server(Program):
             clock=clock,
         )
         self._audit = audit
+        audit.append("coordinator.started")
 
     async def answer(self, call: Call, method: str, requests: Sequence[Any]) -> Any:
         """Serve one call of a silo, as the interceptor before the servicer does."""

@@ -70,7 +70,7 @@ class MemoryWorker(Worker):
 
     async def run(self, job: Job, returns: Any, progress: Any) -> Any:
         """Do one job."""
-        await asyncio.sleep(self._random.random() * 2.0)
+        await asyncio.sleep(self._random.random() * 4.0)
         fate = self._random.random()
         if fate < self.failing:
             await self._fail(fate / self.failing)

@@ -23,7 +23,7 @@ import fedreid.files
 import fedreid.wire.stream
 import fedreid.wire.tensors
 from coordinator.folders import Folders
-from coordinator.rounds import intake, phases, publishing, spool
+from coordinator.rounds import phases, spool
 from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, ModelRow, SiloRow
 from coordinator.rounds.machine import Phase, RoundState
 from coordinator.trust.registry import ACTIVE, REVOKED, SUSPENDED
@@ -61,8 +61,6 @@ _SYSTEM: tuple[ModuleType, ...] = (
     fedreid.files,
     fedreid.wire.stream,
     fedreid.wire.tensors,
-    intake,
-    publishing,
 )
 MakeJournal = Callable[[Callable[[str], None], Callable[[RoundState], None]], Journal]
 
@@ -125,6 +123,8 @@ class World:
         self._let_in_s: list[tuple[str, float]] = []
         self._full_until_s = 0.0
         self._writes_left = 0
+        self._fatal = _often(random, 0.4)
+        """How probable it is that the coordinator is killed while it obeys a command."""
         self._failure: BaseException | None = None
         self._at_peace = False
         self._outside = copy_context()
@@ -192,7 +192,7 @@ class World:
         self._tell("world", "peace")
         self._network.quality = Quality()
         self._network.cut.clear()
-        self._worker.failing = self._worker.suspecting = 0.0
+        self._worker.failing = self._worker.suspecting = self._fatal = 0.0
         if self._network.server is not None:
             self._network.server.steps_left = None
         for silo in self._silos:
@@ -241,13 +241,13 @@ class World:
         if silo.program is not None:
             self._tell(silo.name, "is killed")
             silo.kill()
-            self._loop.call_later(self._random.random() * 30.0, self._restart, silo)
+            self._loop.call_later(self._random.random() * 80.0, self._restart, silo)
 
     async def _cut_off(self) -> None:
         silo = self._random.choice(self._silos).name
         self._tell(silo, "is cut off")
         self._network.cut.add(silo)
-        self._loop.call_later(self._random.random() * 60.0, self._network.cut.discard, silo)
+        self._loop.call_later(self._random.random() * 90.0, self._network.cut.discard, silo)
 
     async def _set_clock(self) -> None:
         shift_s = self._random.choice((1.0, 20.0, 3600.0, 1e7)) * self._random.choice((-1, 1))
@@ -308,6 +308,8 @@ class World:
             await asyncio.sleep(1.0)
             return False
         self._tell("admin", name)
+        if self._random.random() < self._fatal and server.steps_left is None:
+            server.steps_left = self._random.randint(1, 8)
         task = server.start(_obey(work, server))
         done, _ = await asyncio.wait((task,), timeout=patience_s)
         error: BaseException | None = ConnectionFailed("gave up")

@@ -222,6 +222,8 @@ def test_a_round_and_the_model_that_it_published_come_together(journal: Journal)
         journal.save_round(ended, [model(1)])
     assert journal.newest_round("spring") == before
     journal.save_round(ended, [model(2)])
+    assert journal.round("spring", before.number) == ended
+    assert journal.round("spring", before.number + 1) is None
     stored = journal.newest_round("spring")
     assert stored is not None
     assert stored.phase is Phase.SKIPPED

@@ -67,6 +67,20 @@ EVALUATE = EvaluateTask(
     download_encoding="bf16",
     threads=2,
 )
+REPORT = UpdateReport(num_images=7, cosine_distance=0.5, train_loss=1.25, num_steps=3)
+RELEASE = Release(
+    federation="harbour",
+    run=RunName("spring"),
+    round=RoundNumber(2),
+    version=9,
+    model_digest=DIGEST,
+    base_digest=Digest(""),
+    layout_digest=DIGEST,
+    payloads=(
+        ReleasePayload(encoding="fp32", payload_digest=DIGEST, byte_count=8),
+        ReleasePayload(encoding="bf16", payload_digest=DIGEST, byte_count=4),
+    ),
+)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +100,43 @@ def test_a_task_comes_back_from_the_wire_as_it_was(task: Task) -> None:
 
 def test_an_empty_answer_is_a_pause() -> None:
     assert task_from_wire(pb.NextTaskResponse()) == WaitTask(reason="")
+
+
+# What a newer version sends: field 1000, a number.
+UNKNOWN = bytes([0xC0, 0x3E, 0x01])
+
+
+def test_a_kind_of_task_that_is_unknown_is_no_pause() -> None:
+    with pytest.raises(FedreidError, match=r"kind of task.*Upgrade the older"):
+        task_from_wire(pb.NextTaskResponse.FromString(UNKNOWN))
+
+
+@pytest.mark.parametrize("part", ["training", "backbone"])
+def test_a_plan_with_a_key_that_is_unknown_is_not_followed_in_part(part: str) -> None:
+    message = task_to_wire(TRAIN)
+    getattr(message.train, part).MergeFromString(UNKNOWN)
+    with pytest.raises(FedreidError, match=r"key.*Upgrade the older"):
+        task_from_wire(message)
+
+
+def test_what_a_newer_version_adds_elsewhere_is_passed_over() -> None:
+    message = task_to_wire(TRAIN)
+    message.train.MergeFromString(UNKNOWN)
+    message.MergeFromString(UNKNOWN)
+    assert task_from_wire(message) == TRAIN
+    told = report_to_wire(REPORT)
+    told.MergeFromString(UNKNOWN)
+    assert report_from_wire(told) == REPORT
+    released = release_to_wire(RELEASE)
+    released.MergeFromString(UNKNOWN)
+    assert release_from_wire(released) == RELEASE
+
+
+def test_a_task_in_an_encoding_that_is_unknown_is_refused() -> None:
+    message = task_to_wire(TRAIN)
+    message.train.upload_encoding = 99  # type: ignore[assignment]
+    with pytest.raises(FedreidError, match="encoding"):
+        task_from_wire(message)
 
 
 ESCAPES = ["../../etc", "/etc", "a/b", "..", ".", "", "a\0b", "Spring", "a" * 64]
@@ -142,9 +193,6 @@ def test_a_task_whose_learning_rate_is_no_rate_is_refused(rate: float) -> None:
     message.train.training.learning_rate = rate
     with pytest.raises(FedreidError):
         task_from_wire(message)
-
-
-REPORT = UpdateReport(num_images=7, cosine_distance=0.5, train_loss=1.25, num_steps=3)
 
 
 def test_a_report_comes_back_from_the_wire_as_it_was() -> None:
@@ -227,21 +275,8 @@ def test_an_evaluation_of_an_unknown_kind_of_model_is_refused(kind: int) -> None
 
 
 def test_a_release_comes_back_from_the_wire_as_it_was() -> None:
-    release = Release(
-        federation="harbour",
-        run=RunName("spring"),
-        round=RoundNumber(2),
-        version=9,
-        model_digest=DIGEST,
-        base_digest=Digest(""),
-        layout_digest=DIGEST,
-        payloads=(
-            ReleasePayload(encoding="fp32", payload_digest=DIGEST, byte_count=8),
-            ReleasePayload(encoding="bf16", payload_digest=DIGEST, byte_count=4),
-        ),
-    )
-    assert release_from_wire(release_to_wire(release)) == release
-    assert release.payload("bf16") == release.payloads[1]
+    assert release_from_wire(release_to_wire(RELEASE)) == RELEASE
+    assert RELEASE.payload("bf16") == RELEASE.payloads[1]
 
 
 def test_a_release_with_an_encoding_of_a_newer_coordinator_can_still_be_used() -> None:

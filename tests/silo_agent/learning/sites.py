@@ -40,9 +40,9 @@ def draw_silo(root: Path, *, people: range = range(1, 4), per_camera: int = 2) -
     return root
 
 
-def first_model(path: Path, plan: BackbonePlan = TINY) -> Path:
+def first_model(path: Path, plan: BackbonePlan = TINY, *, seed: int = 1) -> Path:
     backbone = build_backbone(plan)
-    initialise(backbone, 1)
+    initialise(backbone, seed)
     save_tensors(path, shared_tensors(backbone))
     return path
 
@@ -65,7 +65,7 @@ def train_job(
     evaluate: tuple[ModelKind, ...] = (),
     standalone: bool = False,
 ) -> TrainJob:
-    out.mkdir()
+    out.mkdir(parents=True)
     return TrainJob(
         silo=Silo(federation="f", name="north", dataset=str(dataset), layout="auto"),
         run="run",

@@ -89,7 +89,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
-def _ranks(pid: int) -> dict[str, psutil.Process]:
+def ranks(pid: int) -> dict[str, psutil.Process]:
     children = psutil.Process(pid).children(recursive=True)
     return {child.environ()["RANK"]: child for child in children if "RANK" in child.environ()}
 
@@ -110,7 +110,7 @@ def test_two_processes_train_a_job_and_the_death_of_one_ends_both(tmp_path: Path
         worker = training_worker(TRAINER, 2)
 
         def kill(progress: Progress) -> None:
-            os.kill(_ranks(worker.pid or 0)["1"].pid, signal.SIGKILL)
+            os.kill(ranks(worker.pid or 0)["1"].pid, signal.SIGKILL)
 
         try:
             report = await worker.run(job, TrainReport, heard.append)

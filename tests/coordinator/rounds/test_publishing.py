@@ -1,0 +1,80 @@
+"""Does a finished model become the federation's, whatever cut the step off before?"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.rounds.journal import Journal, RunRow
+from coordinator.rounds.publishing import Models, Origin
+from fedreid.files import digest_of, make_folder, write_bytes
+from fedreid.names import Digest, FederationName, RoundNumber, RunName
+from fedreid.pki.signing import new_signing_key_pem, public_bytes, signing_key, verify
+from fedreid.plan import Encoding
+from fedreid.wire.encoding import encode
+from fedreid.wire.tensors import TensorFile, save_tensors
+
+KEY = signing_key(new_signing_key_pem())
+ORIGIN = Origin(run=RunName("spring"), round=RoundNumber(1), base_digest=Digest("b" * 64))
+BOTH: tuple[Encoding, ...] = ("fp32", "bf16")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def models(tmp_path: Path, journal: Journal) -> Models:
+    folder = make_folder(tmp_path / "models")
+    return Models(folder, journal, FederationName("harbour"), KEY)
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    """What a round has made: a model, and its payload in bf16."""
+    path = make_folder(tmp_path / "work") / "aggregate.safetensors"
+    save_tensors(path, {"weight": np.arange(8, dtype=np.float32)})
+    with TensorFile(path) as file, path.with_suffix(".bf16").open("wb") as stream:
+        encode(file, file.layout, "bf16", stream)
+    return path
+
+
+def test_a_model_is_placed_under_its_digest_and_signed(models: Models, staged: Path) -> None:
+    row = models.place(staged, ORIGIN, BOTH)
+    assert row.version == 1
+    assert digest_of(models.path(Digest(row.digest))) == row.digest
+    verify(public_bytes(KEY), row.release, row.signature)
+
+
+@pytest.mark.parametrize("encodings", [("fp32",), BOTH])
+def test_placing_is_done_again_after_a_crash_before_its_commit(
+    models: Models, journal: Journal, staged: Path, encodings: tuple[Encoding, ...]
+) -> None:
+    first = models.place(staged, ORIGIN, encodings)
+    again = models.place(staged, ORIGIN, encodings)  # the release was never committed
+    assert again == first
+    journal.add_run(RunRow(name="spring", plan_toml="", state="running", started_at_s=1.0), again)
+    assert models.signed_release(Digest(again.digest), encodings[-1]).release == first.release
+    assert models.place(staged, replace(ORIGIN, round=RoundNumber(2)), encodings).version == 2
+
+
+def test_a_published_model_does_not_change_with_the_file_that_it_was_made_from(
+    models: Models, staged: Path
+) -> None:
+    row = models.place(staged, ORIGIN, ("fp32",))
+    write_bytes(staged, b"the next round's")
+    assert digest_of(models.path(Digest(row.digest))) == row.digest
+
+
+def test_what_writes_that_were_cut_off_have_left_is_removed(
+    models: Models, staged: Path, tmp_path: Path
+) -> None:
+    row = models.place(staged, ORIGIN, ("fp32",))
+    (tmp_path / "models" / ".half.tmp").write_bytes(b"half")
+    models.remove_unfinished()
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [f"{row.digest}.safetensors"]

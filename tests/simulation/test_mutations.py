@@ -1,0 +1,176 @@
+"""Would the simulation notice a mistake in the product? Each one made here must be found."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import fedreid.files
+from coordinator import folders
+from coordinator.rounds import conductor, intake, machine, publishing
+from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.intake import Announcement
+from coordinator.rounds.journal import ModelRow
+from coordinator.rounds.machine import Event, RoundState, SiloGone
+from fedreid.errors import StorageError
+from tests.simulation.memory import MemoryJournal
+from tests.simulation.world import play
+
+_ENOUGH = 300
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def what_a_phase_was_done_from_is_not_compared(patch: pytest.MonkeyPatch) -> None:
+    whole = Conductor.apply
+
+    async def apply(self: Conductor, event: Event, *, seen: RoundState | None = None) -> None:
+        await whole(self, event)
+
+    patch.setattr(Conductor, "apply", apply)
+
+
+def who_was_counted_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RoundState, "accepted", lambda self, silo: None)
+
+
+def the_deadline_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
+    whole = Conductor._replay
+
+    def replay(self: Conductor) -> None:
+        whole(self)
+        if self.round is not None and not self.round.ended:
+            self.round = msgspec.structs.replace(self.round, deadline_s=1e12)
+
+    patch.setattr(Conductor, "_replay", replay)
+
+
+def the_journal_answers_before_it_has_stored(patch: pytest.MonkeyPatch) -> None:
+    whole = MemoryJournal.save_round
+    waiting: list[tuple[Any, Any]] = []
+
+    def save(self: MemoryJournal, state: RoundState, models: Sequence[ModelRow] = ()) -> None:
+        waiting.append((state, models))
+        while len(waiting) > 1 or (state.ended and waiting):
+            whole(self, *waiting.pop(0))
+
+    booted = Conductor._replay
+
+    def replay(self: Conductor) -> None:
+        waiting.clear()
+        booted(self)
+
+    patch.setattr(Conductor, "_replay", replay)
+    patch.setattr(MemoryJournal, "save_round", save)
+
+
+def an_update_is_not_synced_before_it_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(intake, "sync_folder", lambda folder: None)
+
+
+def a_model_is_not_synced_before_it_is_published(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(publishing, "sync_folder", lambda folder: None)
+
+
+def a_new_folder_is_not_synced(patch: pytest.MonkeyPatch) -> None:
+    def make(path: Path, *, mode: int = 0o755) -> Path:
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    patch.setattr(folders, "make_folder", make)
+
+
+def who_has_gone_stays_in_the_round(patch: pytest.MonkeyPatch) -> None:
+    whole = conductor.advance
+
+    def advance(state: RoundState, event: Event, *more: Any) -> RoundState:
+        return state if isinstance(event, SiloGone) else whole(state, event, *more)
+
+    patch.setattr(conductor, "advance", advance)
+
+
+def who_went_in_a_crash_stays_in_the_round(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Conductor, "_drop_gone", lambda self: None)
+
+
+def an_update_of_another_round_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Announcement, "is_for", lambda self, state: self.run == state.run)
+
+
+def a_round_begins_with_an_older_model(patch: pytest.MonkeyPatch) -> None:
+    whole = conductor.open_round
+
+    def opened(*, base_digest: str, before: RoundState | None, **more: Any) -> RoundState:
+        older = base_digest if before is None else before.base_digest
+        return whole(base_digest=older, before=before, **more)
+
+    patch.setattr(conductor, "open_round", opened)
+
+
+def a_clock_that_was_set_back_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machine, "_begun_again", lambda state, now_s: state)
+
+
+def a_restart_throws_away_what_was_received(patch: pytest.MonkeyPatch) -> None:
+    def tidy(self: Conductor) -> None:
+        for folder in self._folders.rounds():
+            fedreid.files.remove_folder(folder)
+
+    patch.setattr(Conductor, "_tidy", tidy)
+
+
+def a_full_audit_log_takes_a_step_back(patch: pytest.MonkeyPatch) -> None:
+    """As it was until the simulation found it: the journal had gone on, and memory had not."""
+    take, off_loop = Conductor._take, conductor.off_loop
+    before: dict[Conductor, RoundState | None] = {}
+
+    def remembered(self: Conductor, state: RoundState) -> None:
+        before[self] = self.round
+        take(self, state)
+
+    async def undone(function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await off_loop(function, *args)
+        except StorageError:
+            if function is conductor.note_event:
+                for each, state in before.items():
+                    each.round = state
+            raise
+
+    patch.setattr(Conductor, "_take", remembered)
+    patch.setattr(conductor, "off_loop", undone)
+
+
+MUTATIONS: list[tuple[Mutation, str]] = [
+    (what_a_phase_was_done_from_is_not_compared, "1345"),
+    (who_was_counted_is_forgotten, "12"),
+    (the_deadline_is_forgotten_at_a_restart, "6"),
+    (the_journal_answers_before_it_has_stored, "1"),
+    (an_update_is_not_synced_before_it_counts, "1"),
+    (a_model_is_not_synced_before_it_is_published, "4"),
+    (a_new_folder_is_not_synced, "1"),
+    (who_has_gone_stays_in_the_round, "5"),
+    (who_went_in_a_crash_stays_in_the_round, "5"),
+    (an_update_of_another_round_counts, "12"),
+    (a_round_begins_with_an_older_model, "4"),
+    (a_clock_that_was_set_back_is_waited_for, "6"),
+    (a_restart_throws_away_what_was_received, "1"),
+    (a_full_audit_log_takes_a_step_back, "4"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mutation", "promises"), MUTATIONS, ids=[each.__name__ for each, _ in MUTATIONS]
+)
+def test_a_mistake_is_found(
+    mutation: Mutation, promises: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutation(monkeypatch)
+    for seed in range(_ENOUGH):
+        failure = play(seed).failure
+        if failure:
+            broken = [line[0] for line in failure.splitlines() if line[1:2] == ":"]
+            assert set(broken) & set(promises), f"seed {seed} found something else: {failure}"
+            return
+    pytest.fail(f"{_ENOUGH} schedules have not noticed it")
