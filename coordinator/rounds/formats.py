@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from fedreid import faults
 from fedreid.errors import StorageError
 
-FORMAT = 1
+FORMAT = 2
 """What this coordinator writes."""
 
 
@@ -60,6 +60,10 @@ def _from_0(connection: sa.Connection) -> None:
     )
 
 
+def _from_1(connection: sa.Connection) -> None:
+    """Plans of runs may change since; their table is made with all that are not there yet."""
+
+
 def _add_columns(connection: sa.Connection, table: str, **columns: str) -> None:
     """Add those columns that are not there yet."""
     there = {column["name"] for column in sa.inspect(connection).get_columns(table)}
@@ -68,5 +72,5 @@ def _add_columns(connection: sa.Connection, table: str, **columns: str) -> None:
             connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
-_STEPS: dict[int, Callable[[sa.Connection], None]] = {0: _from_0}
+_STEPS: dict[int, Callable[[sa.Connection], None]] = {0: _from_0, 1: _from_1}
 """From which format to the next."""
