@@ -69,7 +69,7 @@ def _add_columns(connection: sa.Connection, table: str, **columns: str) -> None:
 
 
 def _from_1(connection: sa.Connection) -> None:
-    """Rows have borne a seal since: those that were written before have none."""
+    """Rows have borne a seal since, which those from before have not; a run's plan may change."""
     for table in ("silos", "tokens", "runs", "rounds", "models", "evaluations"):
         _add_columns(connection, table, seal="VARCHAR")
 

@@ -45,7 +45,7 @@ def test_a_round_over_64_kbit_per_second_is_slow_and_nothing_worse(
     expected = undisturbed(found, written)
     fed = Linked(found(), stack)
     slow = min(fed.local.silos)
-    fed.proxies[slow].line.update(up=SLOW, down=SLOW)
+    fed.proxies[slow].line.update({"up": SLOW, "down": SLOW})
     fed.local.start_run(written)
     for silo in fed.local.silos:
         fed.join(silo)

@@ -219,7 +219,7 @@ def lose_the_answer_to_an_upload(fed: Linked, silo: str, size_bytes: int) -> Non
     """Round 3: the coordinator's yes is on its way back when the line breaks."""
     proxy = fed.proxies[silo]
     slowed = proxy.when_passed(
-        "up", size_bytes - 200_000, lambda: proxy.line.update(down=Line(latency_s=3.0))
+        "up", size_bytes - 200_000, lambda: proxy.line.update({"down": Line(latency_s=3.0)})
     )
     fed.open_round(3)
     fed.wait_for(lambda: fed.accepted(silo, 3))
