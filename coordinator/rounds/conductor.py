@@ -91,6 +91,7 @@ class Conductor:
         self.activity = ""
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
+        self.round: RoundState | None = None
         self._replay()
         self._drop_gone()
         self._tidy()
@@ -127,7 +128,7 @@ class Conductor:
 
     def _replay(self) -> None:
         self.run: RunRow | None = self._journal.newest_run()
-        self.round: RoundState | None = None
+        self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
         self._evaluated: set[tuple[int, str]] = set()
@@ -259,14 +260,17 @@ class Conductor:
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
         try:
-            await off_loop(self._registry.set_state, silo, state, reason)
-            await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
+            await to_the_end(self._shut_out(silo, state, reason))
             await self._end_calls(silo)
         finally:  # who asked may have given up waiting, or the audit log has no room
             if not self._registry.active(silo):
                 await to_the_end(self.apply(SiloGone(silo=silo)))
         self._presence.gone(silo)
         await off_loop(self._audit.append, "silo.gone", silo=silo)
+
+    async def _shut_out(self, silo: SiloName, state: str, reason: str) -> None:
+        await off_loop(self._registry.set_state, silo, state, reason)
+        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
 
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None

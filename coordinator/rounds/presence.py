@@ -24,6 +24,8 @@ class Presence:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._sightings: dict[SiloName, Sighting] = {}
+        self._heard_s: dict[SiloName, float] = {}
+        """By the monotonic clock: setting the other one brings nobody back."""
 
     def seen(self, silo: SiloName, *, agent_version: str | None = None) -> None:
         """The silo has called."""
@@ -31,6 +33,7 @@ class Presence:
         if agent_version is not None:
             sighting = replace(sighting, agent_version=agent_version)
         self._sightings[silo] = sighting
+        self._heard_s[silo] = self._clock.monotonic_s()
         SILO_LAST_SEEN.labels(silo).set(sighting.seen_s)
 
     def working(self, silo: SiloName, phase: str, progress: float) -> None:
@@ -41,6 +44,7 @@ class Presence:
     def gone(self, silo: SiloName) -> None:
         """The silo has left or was revoked."""
         self._sightings.pop(silo, None)
+        self._heard_s.pop(silo, None)
 
     def of(self, silo: SiloName) -> Sighting:
         """The last sign of life of a silo; all empty if it has given none."""
@@ -48,5 +52,5 @@ class Presence:
 
     def present(self) -> list[SiloName]:
         """The silos heard of within the limit, sorted."""
-        since_s = self._clock.now_s() - PRESENCE_S
-        return sorted(s for s, sighting in self._sightings.items() if sighting.seen_s >= since_s)
+        since_s = self._clock.monotonic_s() - PRESENCE_S
+        return sorted(silo for silo, heard_s in self._heard_s.items() if heard_s >= since_s)

@@ -191,7 +191,7 @@ class MemoryPath(PosixPath):
     def exists(self) -> bool:  # type: ignore[override]
         return self.disk.exists(str(self))
 
-    def is_dir(self) -> bool:  # type: ignore[override]
+    def is_dir(self) -> bool:
         return self.exists() and self.disk.find(str(self)).folder
 
     def stat(self, **_how: Any) -> Any:
