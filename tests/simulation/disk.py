@@ -188,7 +188,7 @@ class MemoryPath(PosixPath):
 
     disk: ClassVar[MemoryDisk]
 
-    def exists(self) -> bool:  # type: ignore[override]
+    def exists(self) -> bool:
         return self.disk.exists(str(self))
 
     def is_dir(self) -> bool:
