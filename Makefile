@@ -5,10 +5,10 @@ BIN = $(VENV)/bin
 PROTOS = $(wildcard proto/fedreid/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow soak lint proto clean
+.PHONY: help demo test test-slow simulation soak lint proto clean
 
 help:  ## Say what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test: lint  ## Check and test everything
 
 test-slow: $(VENV)/.installed  ## Bulk and load tests, one after the other, with their figures
 	$(BIN)/python -m pytest -m slow -n 0 -s --timeout 1800
+
+simulation: $(VENV)/.installed  ## Ten thousand schedules of crashes and other troubles, in virtual time
+	$(BIN)/python -m pytest tests/simulation -k promises --schedules 10000
 
 soak: $(VENV)/.installed  ## A thousand rounds: memory, files and disk must stay flat
 	$(BIN)/python -m pytest -m soak -n 0 -s --timeout 7200

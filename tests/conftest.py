@@ -19,7 +19,7 @@ importlib.import_module("hypothesis.strategies._internal.regex")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How many schedules of ``tests/simulation`` are played, and which."""
-    parser.addoption("--schedules", type=int, default=1000, help="play so many schedules")
+    parser.addoption("--schedules", type=int, default=400, help="play so many schedules")
     parser.addoption("--seed", type=int, default=None, help="play the schedule of this seed alone")
 
 

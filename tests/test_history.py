@@ -22,7 +22,7 @@ from coordinator.rounds.machine import (
     advance,
     open_round,
 )
-from fedreid.audit import AuditLog
+from fedreid.audit import AuditLog, Field
 from fedreid.contract import Release, ReleasePayload
 from fedreid.files import digest_of, write_bytes
 from fedreid.names import Digest, RoundNumber, RunName
@@ -379,7 +379,7 @@ class Site:
 
     def whole(self) -> None:
         """The rest of the round; the silo ``c`` is revoked in it."""
-        note = {"run": "spring", "round": 1, "payload_digest": "a1"}
+        note: dict[str, Field] = {"run": "spring", "round": 1, "payload_digest": "a1"}
         self.agent_audit.append("update.sent", **note)
         for silo in "ab":
             self.agree(silo)

@@ -115,6 +115,7 @@ class Conductor:
         self.activity = ""
         """What the coordinator does or waits for, for a person to read."""
         phases.tell = self._tell
+        self.round: RoundState | None = None
         self._replay()
         if self.round is not None:
             make_up(self._chronicle, self.round)
@@ -153,7 +154,7 @@ class Conductor:
         self._models.remove_unfinished()
 
     def _replay(self) -> None:
-        self.run = self._journal.newest_run()
+        self.run: RunRow | None = self._journal.newest_run()
         self.round = None
         self.rounds_published = 0
         self._failed_in_a_row = 0
@@ -365,11 +366,7 @@ class Conductor:
     async def silo_gone(self, silo: SiloName, state: str, reason: str = "") -> None:
         """A silo leaves or is kept out: from now on nothing of it counts."""
         try:
-            with faults.step("silo.gone.commit"):
-                await off_loop(self._registry.set_state, silo, state, reason)
-            self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
-            with suppress(FedreidError):  # then it is owed; the silo is out all the same
-                await off_loop(self._chronicle.settle)
+            await to_the_end(self._shut_out(silo, state, reason))
             await self._end_calls(silo)
         finally:  # who asked may have given up waiting
             if not self._registry.active(silo):
@@ -377,6 +374,13 @@ class Conductor:
         self._presence.gone(silo)
         self._chronicle.append("silo.gone", silo=silo)
         await off_loop(self._chronicle.settle)
+
+    async def _shut_out(self, silo: SiloName, state: str, reason: str) -> None:
+        with faults.step("silo.gone.commit"):
+            await off_loop(self._registry.set_state, silo, state, reason)
+        self._chronicle.append(f"silo.{state}", silo=silo, reason=reason)
+        with suppress(FedreidError):  # then it is owed; the silo is out all the same
+            await off_loop(self._chronicle.settle)
 
     async def note_late(self, silo: SiloName, run: str, number: int) -> bool:
         """Write down that a silo's update of a round came too late; whether that was news."""
@@ -399,6 +403,10 @@ class Conductor:
         if state.phase is Phase.PUBLISHED:  # what it declines is to measure the run's last model
             self._evaluated.add((number, silo))
         self._notify()
+
+    async def _shut_out(self, silo: SiloName, state: str, reason: str) -> None:
+        await off_loop(self._registry.set_state, silo, state, reason)
+        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
 
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None

@@ -26,6 +26,8 @@ class Presence:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._sightings: dict[SiloName, Sighting] = {}
+        self._heard_s: dict[SiloName, float] = {}
+        """By the monotonic clock: setting the other one brings nobody back."""
 
     def seen(self, silo: SiloName, *, agent_version: str | None = None) -> None:
         """The silo has called."""
@@ -33,6 +35,7 @@ class Presence:
         if agent_version is not None:
             sighting = replace(sighting, agent_version=agent_version)
         self._sightings[silo] = sighting
+        self._heard_s[silo] = self._clock.monotonic_s()
         SILO_LAST_SEEN.labels(silo).set(sighting.seen_s)
 
     def working(self, silo: SiloName, phase: str, progress: float) -> None:
@@ -47,6 +50,7 @@ class Presence:
     def gone(self, silo: SiloName) -> None:
         """The silo has left or was revoked."""
         self._sightings.pop(silo, None)
+        self._heard_s.pop(silo, None)
 
     def of(self, silo: SiloName) -> Sighting:
         """The last sign of life of a silo; all empty if it has given none."""
@@ -54,9 +58,9 @@ class Presence:
 
     def present(self) -> list[SiloName]:
         """The silos heard of within the limit, sorted."""
-        since_s = self._clock.now_s() - PRESENCE_S
+        since_s = self._clock.monotonic_s() - PRESENCE_S
         return sorted(
             silo
-            for silo, sighting in self._sightings.items()
-            if sighting.seen_s >= since_s and not sighting.away
+            for silo, heard_s in self._heard_s.items()
+            if heard_s >= since_s and not self.of(silo).away
         )

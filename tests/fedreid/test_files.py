@@ -211,6 +211,18 @@ def test_folders_are_made_with_their_parents_and_left_if_they_are_there(tmp_path
     assert path.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_new_folder_survives_a_power_cut_with_its_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("fedreid.files.sync_folder", synced.append)
+    make_folder(tmp_path / "a" / "b")
+    assert set(synced) == {tmp_path, tmp_path / "a"}
+    synced.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert not synced
+
+
 def test_a_file_where_a_folder_should_be_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(StorageError):

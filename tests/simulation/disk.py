@@ -194,10 +194,10 @@ class MemoryPath(PosixPath):
 
     disk: ClassVar[MemoryDisk]
 
-    def exists(self) -> bool:  # type: ignore[override]
+    def exists(self) -> bool:
         return self.disk.exists(str(self))
 
-    def is_dir(self) -> bool:  # type: ignore[override]
+    def is_dir(self) -> bool:
         return self.exists() and self.disk.find(str(self)).folder
 
     def stat(self, **_how: Any) -> Any:

@@ -73,14 +73,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """Nobody waits who would have to be woken."""
 
-    def run_in_executor(self, executor: object, function: Callable[..., T], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: object, function: Callable[..., T], *args: Any
+    ) -> Any:
         """Call ``function`` a little later, all at once."""
         future = self.create_future()
         delay_s = self._random.random() * (_SLOW_S if self._random.random() < _SLOW else _QUICK_S)
         self.call_later(delay_s, _perform, future, function, args)
         return future
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> Any:
         """As ever, but for a program that is dead nothing is called."""
         handle = super().call_soon(callback, *args, context=context)
         if _is_dead(handle):
@@ -100,7 +104,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(BaseException):
-                    task.get_coro().close()  # type: ignore[union-attr]
+                    task.get_coro().close()
         self._tasks.clear()
         self.close()
 

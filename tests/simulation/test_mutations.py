@@ -10,11 +10,13 @@ import pytest
 import fedreid.files
 from coordinator import folders
 from coordinator.rounds import conductor, intake, machine, publishing
+from coordinator.rounds.chronicle import note_event
 from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.intake import Announcement
 from coordinator.rounds.journal import ModelRow
 from coordinator.rounds.machine import Event, RoundState, SiloGone
 from fedreid.errors import StorageError
+from fedreid.work import off_loop
 from tests.simulation.memory import MemoryJournal
 from tests.simulation.world import play
 
@@ -82,7 +84,7 @@ def a_new_folder_is_not_synced(patch: pytest.MonkeyPatch) -> None:
 
 
 def who_has_gone_stays_in_the_round(patch: pytest.MonkeyPatch) -> None:
-    whole = conductor.advance
+    whole = machine.advance
 
     def advance(state: RoundState, event: Event, *more: Any) -> RoundState:
         return state if isinstance(event, SiloGone) else whole(state, event, *more)
@@ -99,17 +101,13 @@ def an_update_of_another_round_counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_round_begins_with_an_older_model(patch: pytest.MonkeyPatch) -> None:
-    whole = conductor.open_round
+    whole = machine.open_round
 
     def opened(*, base_digest: str, before: RoundState | None, **more: Any) -> RoundState:
         older = base_digest if before is None else before.base_digest
         return whole(base_digest=older, before=before, **more)
 
     patch.setattr(conductor, "open_round", opened)
-
-
-def a_clock_that_was_set_back_is_waited_for(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machine, "_begun_again", lambda state, now_s: state)
 
 
 def a_restart_throws_away_what_was_received(patch: pytest.MonkeyPatch) -> None:
@@ -122,18 +120,18 @@ def a_restart_throws_away_what_was_received(patch: pytest.MonkeyPatch) -> None:
 
 def a_full_audit_log_takes_a_step_back(patch: pytest.MonkeyPatch) -> None:
     """As it was until the simulation found it: the journal had gone on, and memory had not."""
-    take, off_loop = Conductor._take, conductor.off_loop
+    take = Conductor._take
     before: dict[Conductor, RoundState | None] = {}
 
     def remembered(self: Conductor, state: RoundState) -> None:
         before[self] = self.round
         take(self, state)
 
-    async def undone(function: Callable[..., Any], *args: Any) -> Any:
+    async def undone(function: Callable[..., Any], *args: Any, **more: Any) -> Any:
         try:
-            return await off_loop(function, *args)
+            return await off_loop(function, *args, **more)
         except StorageError:
-            if function is conductor.note_event:
+            if function is note_event:
                 for each, state in before.items():
                     each.round = state
             raise
@@ -154,7 +152,6 @@ MUTATIONS: list[tuple[Mutation, str]] = [
     (who_went_in_a_crash_stays_in_the_round, "5"),
     (an_update_of_another_round_counts, "12"),
     (a_round_begins_with_an_older_model, "4"),
-    (a_clock_that_was_set_back_is_waited_for, "6"),
     (a_restart_throws_away_what_was_received, "1"),
     (a_full_audit_log_takes_a_step_back, "4"),
 ]

@@ -125,7 +125,7 @@ def _write(path: str, values: FloatArray) -> None:
 
 def _sources(contributions: Sequence[Contribution]) -> list[tuple[str, str]]:
     """Who sent what, as it lies in the spool."""
-    found = []
+    found: list[tuple[str, str]] = []
     for each in contributions:
         with TensorFile(MemoryPath(each.path)) as file:
             found.append((each.silo, digest_of(file.path, start=file.data_offset)))

@@ -491,14 +491,18 @@ class World:
         return replace(gone, again_s=again_s)
 
     def _with_jumps(self, span: Span) -> Span:
-        """A phase may take its whole time again whenever the clock was set back in it."""
+        """A phase may take its whole time again from when the clock was set back in it."""
         ended_s = self._loop.time() if span.ended_s is None else span.ended_s
-        jumps = sum(span.began_s <= at_s <= ended_s for at_s in self._set_back_s)
+        jumps_s = (at_s for at_s in self._set_back_s if span.began_s <= at_s <= ended_s)
+        last_s = max(jumps_s, default=span.began_s)
+        if last_s > span.began_s:  # who was down notices at the start
+            starts_s = (x.at_s for x in self._audit.lines if x.event == "coordinator.started")
+            last_s = next((at_s for at_s in starts_s if last_s <= at_s <= ended_s), last_s)
         return Span(
             phase=span.phase,
             began_s=span.began_s,
             ended_s=span.ended_s,
-            allowed_s=span.allowed_s * (1 + jumps),
+            allowed_s=last_s - span.began_s + span.allowed_s,
         )
 
     def _is_spooled(self, update: Update) -> bool:

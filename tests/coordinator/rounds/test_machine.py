@@ -119,6 +119,17 @@ def test_a_clock_that_is_set_back_makes_no_negative_time() -> None:
     assert state.phase_seconds["aggregating"] == 0.0
 
 
+@pytest.mark.parametrize("phase", [Phase.COLLECTING, Phase.AGGREGATING])
+def test_a_clock_that_is_set_back_does_not_put_a_deadline_off_by_as_much(phase: Phase) -> None:
+    state, by = (opened(), rules()) if phase is Phase.COLLECTING else in_phase(phase)
+    allowed_s = state.deadline_s - state.phase_since_s
+    back_s = state.phase_since_s - 1e7
+    state = advance(state, TimePassed(), by, back_s)
+    assert (state.phase, state.phase_since_s) == (phase, back_s)
+    assert not advance(state, TimePassed(), by, back_s + allowed_s - 1).ended
+    assert advance(state, TimePassed(), by, back_s + allowed_s).ended
+
+
 def test_the_invited_are_kept_sorted() -> None:
     assert opened("c", "a", "b").invited == ("a", "b", "c")
 

@@ -58,11 +58,15 @@ def test_a_silo_that_is_gone_is_not_there_and_going_twice_is_harmless(clock: Fak
     assert presence.of(NORTH) == Sighting()
 
 
-def test_a_clock_that_is_set_back_makes_nobody_vanish(clock: FakeClock) -> None:
+def test_a_clock_that_is_set_makes_nobody_vanish_and_brings_nobody_back(clock: FakeClock) -> None:
     presence = Presence(clock)
     presence.seen(NORTH)
-    clock.move(-3600)
-    assert presence.present() == [NORTH]
+    for shift_s in (-3600, 1e7):
+        clock.now += shift_s
+        assert presence.present() == [NORTH]
+    clock.move(PRESENCE_S + 1)
+    clock.now -= 3600
+    assert presence.present() == []
 
 
 def test_who_said_that_it_goes_silent_is_not_there_until_it_calls_again(clock: FakeClock) -> None:
