@@ -404,10 +404,6 @@ class Conductor:
             self._evaluated.add((number, silo))
         self._notify()
 
-    async def _shut_out(self, silo: SiloName, state: str, reason: str) -> None:
-        await off_loop(self._registry.set_state, silo, state, reason)
-        await off_loop(self._audit.append, f"silo.{state}", silo=silo, reason=reason)
-
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
     ) -> Task:
