@@ -37,6 +37,8 @@ _INSTANT_S = 0.001
 """Audit logs round instants to this."""
 _SLACK_S = 10.0
 """How much later than its deadline a phase may be seen to end: the wake-up, and a slow machine."""
+_START_S = 1.0
+"""From the end of a round that a start has found overdue to the start's own line."""
 _GONE = tuple(f"silo.{state}" for state in (LEFT, QUARANTINED, REVOKED, SUSPENDED))
 _LET_IN = ("silo.resumed", "silo.enrolled", "silo.approved", "silo.registered")
 _WORKED_ORDER = (Phase.COLLECTING, Phase.AGGREGATING, Phase.DISTILLING, Phase.EVALUATING)
@@ -304,7 +306,8 @@ def _overdue(history: History, slack_s: float) -> Iterator[str]:
     for each in history.rounds:
         for span in each.spans:
             ended_s = history.known_until_s if span.ended_s is None else span.ended_s
-            starts_s = (s for s in history.started_s if s <= ended_s)
+            # What a start finds overdue it ends before it notes itself.
+            starts_s = (s for s in history.started_s if s <= ended_s + _START_S)
             due_s = max(span.began_s + span.allowed_s, *starts_s, 0.0)
             if ended_s > due_s + slack_s:
                 late_s = ended_s - due_s

@@ -120,6 +120,7 @@ class World:
         self._states: dict[tuple[str, int], RoundState] = {}
         self._set_back_s: list[float] = []
         self._returned: list[tuple[str, float, float]] = []
+        self._booted_s: list[float] = []
         self._let_in_s: list[tuple[str, float]] = []
         self._full_until_s = 0.0
         self._writes_left = 0
@@ -362,6 +363,7 @@ class World:
         if not self._at_peace and self._random.random() < 0.1:
             server.steps_left = self._random.randint(1, 10)
         self._network.server = server
+        self._booted_s.append(self._loop.time())
         try:
             server.context.run(server.boot)
         except Killed:
@@ -480,7 +482,7 @@ class World:
             heard=frozenset(silo.name for silo in self._silos),
             taken=tuple(taken for silo in self._silos for taken in silo.kept.taken),
             gone=tuple(map(self._until_let_in, gone)),
-            started_s=tuple(x.at_s for x in lines if x.event == "coordinator.started"),
+            started_s=tuple(self._booted_s),
             known_until_s=self._loop.time() if self._network.server is not None else 0.0,
         )
 
@@ -496,8 +498,7 @@ class World:
         jumps_s = (at_s for at_s in self._set_back_s if span.began_s <= at_s <= ended_s)
         last_s = max(jumps_s, default=span.began_s)
         if last_s > span.began_s:  # who was down notices at the start
-            starts_s = (x.at_s for x in self._audit.lines if x.event == "coordinator.started")
-            last_s = next((at_s for at_s in starts_s if last_s <= at_s <= ended_s), last_s)
+            last_s = next((at_s for at_s in self._booted_s if last_s <= at_s <= ended_s), last_s)
         return Span(
             phase=span.phase,
             began_s=span.began_s,
