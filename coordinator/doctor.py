@@ -97,6 +97,10 @@ class Doctor(Checkup):
         if outside is not None:
             yield self._lasts("identity", outside.load().holder().not_after_s)
         for folder in (self._folders.server, self._folders.admin):
+            if not folder.exists():  # as after a restore
+                told = f"none in {folder.name}/ yet; the coordinator issues it when it starts"
+                yield Finding(name="identity", state="note", told=told)
+                continue
             store = IdentityStore(folder)
             try:
                 identity = store.load()
@@ -106,9 +110,10 @@ class Doctor(Checkup):
                 told = f"{error.what}: {error.why}" if error.why else error.what
                 yield self.mended("identity", told, partial(remove_folder, folder))
             else:
-                yield self._lasts("identity", identity.holder().not_after_s)
+                until_s = identity.holder().not_after_s
+                yield self._lasts("identity", until_s, what=f"{folder.name}/, key and certificate")
 
-    def _lasts(self, name: str, until_s: float) -> Finding:
+    def _lasts(self, name: str, until_s: float, what: str = "key and certificate") -> Finding:
         left_s = until_s - self._clock.now_s()
         if left_s <= 0:
             return Finding(
@@ -119,9 +124,7 @@ class Doctor(Checkup):
                 "needs a new federation, or your PKI's next one.",
             )
         state: State = "note" if left_s < CERTIFICATE_WARNING_S else "ok"
-        return Finding(
-            name=name, state=state, told=f"key and certificate, until {instant(until_s)}"
-        )
+        return Finding(name=name, state=state, told=f"{what}, until {instant(until_s)}")
 
     def _model_key(self) -> Iterator[Finding]:
         load_model_key(self._folders)
