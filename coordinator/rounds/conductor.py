@@ -135,6 +135,7 @@ class Conductor:
             if after != before:
                 row = self._registry.known(silo)
                 self._chronicle.append(f"silo.{row.state}", silo=silo, reason=row.reason)
+                self._chronicle.settle()  # once the round is without it, no start would tell
                 self._journal.save_round(after)
                 note_event(self._chronicle, before, event, after)
                 self._chronicle.append("silo.gone", silo=silo)
