@@ -1,9 +1,9 @@
 """How does an administrator's command reach the running coordinator?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
@@ -16,6 +16,8 @@ from fedreid.wire.failures import failure_of
 
 if TYPE_CHECKING:
     from fedreid.v1.admin_pb2_grpc import AdminStub
+
+PageT = TypeVar("PageT", admin_pb2.ListRoundsResponse, admin_pb2.ListEvaluationsResponse)
 
 
 @contextmanager
@@ -46,26 +48,30 @@ def admin_of(data: Path, coordinator: str | None = None) -> "Iterator[AdminStub]
 
 def every_round(admin: "AdminStub", run: str = "") -> list[admin_pb2.RoundSummary]:
     """All rounds of a run, by number; empty = the current run."""
-    rounds: list[admin_pb2.RoundSummary] = []
-    first = 0
-    while True:
-        page = admin.ListRounds(admin_pb2.ListRoundsRequest(run=run, first=first))
-        rounds.extend(page.rounds)
-        first = page.next
-        if not first:
-            return rounds
+
+    def ask(first: int) -> admin_pb2.ListRoundsResponse:
+        return admin.ListRounds(admin_pb2.ListRoundsRequest(run=run, first=first))
+
+    return [summary for page in _pages(ask) for summary in page.rounds]
 
 
 def every_evaluation(admin: "AdminStub", run: str = "") -> list[admin_pb2.SiloEvaluation]:
     """All figures of a run, by round, silo and model; empty = the current run."""
-    figures: list[admin_pb2.SiloEvaluation] = []
+
+    def ask(first: int) -> admin_pb2.ListEvaluationsResponse:
+        return admin.ListEvaluations(admin_pb2.ListEvaluationsRequest(run=run, first=first))
+
+    return [figure for page in _pages(ask) for figure in page.evaluations]
+
+
+def _pages(ask: Callable[[int], PageT]) -> Iterator[PageT]:
     first = 0
     while True:
-        page = admin.ListEvaluations(admin_pb2.ListEvaluationsRequest(run=run, first=first))
-        figures.extend(page.evaluations)
+        page = ask(first)
+        yield page
         first = page.next
         if not first:
-            return figures
+            return
 
 
 def _endpoint(folders: Folders) -> str:

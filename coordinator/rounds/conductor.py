@@ -80,9 +80,6 @@ _SEE_MODELS = "See: coordinator model list."
 class Conductor:
     """The current run and round, and the one task that moves them."""
 
-    run: RunRow | None
-    round: RoundState | None
-
     def __init__(
         self,
         *,

@@ -68,15 +68,22 @@ def the_journal_answers_before_it_has_stored(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_update_is_not_synced_before_it_counts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(intake, "move_file", lambda path, to: fedreid.files.os.replace(path, to))
+    patch.setattr(intake, "move_file", unsynced(fedreid.files.move_file))
 
 
 def a_model_is_not_synced_before_it_is_published(patch: pytest.MonkeyPatch) -> None:
-    def link(path: Path, to: Path) -> None:
-        if not to.exists():
-            fedreid.files.os.link(path, to)
+    patch.setattr(publishing, "link_file", unsynced(fedreid.files.link_file))
 
-    patch.setattr(publishing, "link_file", link)
+
+def unsynced(whole: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+    """The same without syncing the folder."""
+
+    def place(path: Path, to: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fedreid.files, "sync_folder", lambda folder: None)
+            whole(path, to)
+
+    return place
 
 
 def a_new_folder_is_not_synced(patch: pytest.MonkeyPatch) -> None:
