@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PROTOS = $(wildcard proto/fedreid/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow simulation soak lint proto clean
+.PHONY: help demo test test-slow simulation crashes soak lint proto clean
 
 help:  ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test-slow: $(VENV)/.installed  ## Bulk and load tests, one after the other, with
 
 simulation: $(VENV)/.installed  ## Ten thousand schedules of crashes and other troubles, in virtual time
 	$(BIN)/python -m pytest tests/simulation -k promises --schedules 10000
+
+crashes: $(VENV)/.installed  ## The whole crash matrix: killed at every point and every write
+	$(BIN)/python -m pytest -m slow --timeout 1800 \
+		tests/federation/test_crash_matrix.py tests/federation/test_crashes_of_trust.py
 
 soak: $(VENV)/.installed  ## A thousand rounds: memory, files and disk must stay flat
 	$(BIN)/python -m pytest -m soak -n 0 -s --timeout 7200
