@@ -272,10 +272,14 @@ class Participant:
     ) -> FinishedRound:
         self._tell(f"round {task.round}: training")
         out = await off_loop(self._outbox.begin, task.run, task.round)
+        pace = metrics.TrainingPace(task.training.batch_size, self._clock)
+
+        def tell(progress: Progress) -> None:
+            self._note_progress(progress)
+            pace.note(progress)
+
         async with self._heartbeats(stub, task.run, task.round):
-            report = await self._worker.run(
-                self._train_job(task, base, out), TrainReport, self._note_progress
-            )
+            report = await self._worker.run(self._train_job(task, base, out), TrainReport, tell)
         self.jobs_done += 1
         for note in report.notes:
             self._tell(f"round {task.round}: this silo {note}")

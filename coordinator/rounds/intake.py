@@ -10,7 +10,13 @@ from pathlib import Path
 import blake3
 
 from coordinator.folders import Folders
-from coordinator.metrics import INTAKE_BYTES, SILO_UPDATES, UPDATES_REJECTED
+from coordinator.metrics import (
+    INTAKE_BYTES,
+    SILO_UPDATES,
+    SILO_UPLOAD_BYTES,
+    UPDATES_REJECTED,
+    silo_label,
+)
 from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
@@ -155,7 +161,7 @@ class Intake:
             yield
         except UpdateRefused as refusal:
             UPDATES_REJECTED.labels(refusal.reason.value).inc()
-            SILO_UPDATES.labels(silo, "rejected").inc()
+            SILO_UPDATES.labels(silo_label(silo), "rejected").inc()
             if refusal.reason not in _SEND_AGAIN:
                 await self._conductor.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
             raise
@@ -167,7 +173,7 @@ class Intake:
         )
         if noted:
             UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
-            SILO_UPDATES.labels(announcement.silo, "rejected").inc()
+            SILO_UPDATES.labels(silo_label(announcement.silo), "rejected").inc()
 
     async def _receive(
         self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]
@@ -178,11 +184,13 @@ class Intake:
         manifest = announcement.manifest
         part = self._part_path(announcement)
         file = await off_loop(PartialFile, part, prefix=_prefix(manifest), size=manifest.byte_count)
+        of_silo = SILO_UPLOAD_BYTES.labels(silo_label(announcement.silo))
         try:
             async for chunk in chunks:
                 async with self._slots:
                     await off_loop(_write, file, chunk)
                 INTAKE_BYTES.inc(len(chunk.data))
+                of_silo.inc(len(chunk.data))
             await off_loop(_finish, file, manifest)
         except StorageError:
             if self._standing(announcement) is Standing.SEND:
@@ -211,7 +219,7 @@ class Intake:
         )
         standing = self._standing(announcement)
         if standing is Standing.ACCEPTED:
-            SILO_UPDATES.labels(announcement.silo, "accepted").inc()
+            SILO_UPDATES.labels(silo_label(announcement.silo), "accepted").inc()
         return standing
 
     def _admit(

@@ -22,6 +22,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from coordinator.metrics import JOURNAL_COMMIT
 from coordinator.rounds.formats import bring_up
 from coordinator.rounds.machine import RoundState
 from fedreid import faults
@@ -313,7 +314,9 @@ class Journal:
                 .values(**_sealed(_tokens, msgspec.structs.asdict(token)))
             )
             if bound.rowcount != 1:
-                raise TokenRefused("The join token was used by another key in this moment")
+                raise TokenRefused(
+                    "The join token was used by another key in this moment", reused=True
+                )
             connection.execute(_upserted_silo(msgspec.structs.asdict(silo)))
 
     def newest_run(self) -> RunRow | None:
@@ -503,7 +506,11 @@ class Journal:
     @contextlib.contextmanager
     def _commit(self) -> Iterator[sa.Connection]:
         with self._errors(), self._writer:
-            with faults.step("journal.commit"), self._engine.begin() as connection:
+            with (
+                JOURNAL_COMMIT.time(),
+                faults.step("journal.commit"),
+                self._engine.begin() as connection,
+            ):
                 yield connection
                 commits = connection.scalar(_COUNTED)
             assert commits is not None
