@@ -77,6 +77,8 @@ class Readings:
         metrics.RUN_STARTED.set(0 if run is None else run.started_at_s)
         metrics.ROUND_CURRENT.set(0 if state is None else state.number)
         if state is None:
+            least = 0 if run is None else self._conductor.plan.quorum.min_silos
+            metrics.ROUND_QUORUM.set(least)
             return
         metrics.ROUND_STARTED.set(state.phase_since_s - sum(state.phase_seconds.values()))
         for name, count in participants(state).items():
