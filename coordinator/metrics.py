@@ -72,7 +72,9 @@ SILO_UPLOAD_BYTES = Counter(
     "fedreid_silo_upload_bytes_total", "Payload bytes received in updates, by silo.", ["silo"]
 )
 SILO_WEIGHT = Gauge(
-    "fedreid_silo_aggregation_weight_ratio", "Share in the newest aggregate.", ["silo"]
+    "fedreid_silo_aggregation_weight_ratio",
+    "Share in the newest aggregate; 0 without a part in it.",
+    ["silo"],
 )
 SILO_DISTANCE = Gauge(
     "fedreid_silo_cosine_distance",
@@ -244,10 +246,10 @@ def show_round(state: RoundState) -> None:
             ROUND_LAST_PHASE.labels(str(phase)).set(state.phase_seconds.get(str(phase), 0.0))
     for update in state.updates:
         _show_update(update)
-    for silo, weight in state.weights.items():
-        _set(SILO_WEIGHT, silo, weight)
     if state.weights:
         MODEL_UPDATE_NORM.set(state.update_norm)
+        for silo in sorted({*_labelled, *state.weights}):  # who had no part has no weight
+            _set(SILO_WEIGHT, silo, state.weights.get(silo, 0.0))
     if state.loss_before is not None and state.loss_after is not None:
         DISTILLATION_LOSS.labels("before").set(state.loss_before)
         DISTILLATION_LOSS.labels("after").set(state.loss_after)

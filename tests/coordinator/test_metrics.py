@@ -234,6 +234,14 @@ def test_a_silo_that_is_forgotten_leaves_no_series() -> None:
     assert value("fedreid_silo_aggregation_weight_ratio", silo="b") == 0.75
 
 
+def test_a_silo_without_a_part_in_the_newest_aggregate_has_no_weight() -> None:
+    metrics.silo_label("away")
+    metrics.note_round(published(), BEGAN_S)
+    assert value("fedreid_silo_aggregation_weight_ratio", silo="away") == 0.0
+    assert value("fedreid_silo_aggregation_weight_ratio", silo="b") == 0.75
+    metrics.forget_silos(["away"])
+
+
 def test_the_coordinators_own_figures_are_no_silos() -> None:
     metrics.show_evaluations("", [FIGURES])
     assert value("fedreid_model_map_ratio", dataset="coordinator") == FIGURES.map
