@@ -4,6 +4,7 @@ So a restart changes none of them, a silo that has gone leaves no series behind,
 for them. Whoever scrapes waits for a walk over the registry and for one folder's listing.
 """
 
+import math
 import shutil
 from collections import Counter as Tally
 from collections.abc import Iterable
@@ -77,13 +78,13 @@ class Readings:
         metrics.RUN_STARTED.set(0 if run is None else run.started_at_s)
         metrics.ROUND_CURRENT.set(0 if state is None else state.number)
         if state is None:
-            least = 0 if run is None else self._conductor.plan.quorum.min_silos
-            metrics.ROUND_QUORUM.set(least)
+            metrics.ROUND_QUORUM.set(0 if run is None else self._conductor.plan.quorum.min_silos)
             return
         metrics.ROUND_STARTED.set(state.phase_since_s - sum(state.phase_seconds.values()))
         for name, count in participants(state).items():
             metrics.ROUND_PARTICIPANTS.labels(name).set(count)
-        metrics.ROUND_QUORUM.set(needed(state, rules_of(self._conductor.plan, state)))
+        least = needed(state, rules_of(self._conductor.plan, state))
+        metrics.ROUND_QUORUM.set(math.ceil(least))
 
     def _take_means(self) -> None:
         """The global model over all silos, each counted alike."""
