@@ -30,7 +30,7 @@ from tests.federation.scraped import Prometheus
 from tests.federation.test_rogue_silo import deliver
 from tests.tools import tool
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("observed")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("observed")]
 _WAIT_S = 90.0
 _DEADLINE_S = 4.0
 BOARDS = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
