@@ -14,7 +14,7 @@ from coordinator import metrics
 from coordinator.folders import Folders
 from coordinator.rounds.conductor import Conductor
 from coordinator.rounds.journal import RUNNING, Journal
-from coordinator.rounds.machine import Phase, RoundState, needed
+from coordinator.rounds.machine import RoundState, needed
 from coordinator.rounds.orders import rules_of
 from coordinator.rounds.presence import Presence
 from coordinator.trust.authorities import Authorities
@@ -126,19 +126,19 @@ def participants(state: RoundState) -> dict[str, int]:
 
 
 def show_past(journal: Journal) -> None:
-    """Set what a restart would else leave at 0 until the next round ends: the newest figures."""
+    """Set what a restart would else leave at 0 until the next round ends: the newest figures.
+
+    It reads what two rounds have left, however many there were.
+    """
     model, run = journal.newest_model(), journal.newest_run()
     metrics.MODEL_VERSION.set(0 if model is None else model.version)
-    newest = None if run is None else journal.newest_round(run.name)
-    if run is None or newest is None:
+    if run is None or model is None or model.run != run.name:
         return
-    for number in range(newest.number, 0, -1):
-        state = journal.round(run.name, number)
-        if state is not None and state.phase is Phase.PUBLISHED:
-            metrics.ROUND_LAST_SUCCESS.set(state.phase_since_s)
-            metrics.show_round(state)
-            break
-    for number in (newest.number - 1, newest.number):
+    state = journal.round(run.name, model.round)
+    if state is not None:
+        metrics.ROUND_LAST_SUCCESS.set(state.phase_since_s)
+        metrics.show_round(state)
+    for number in (model.round - 1, model.round):
         for row in journal.evaluations(run.name, number):
             metrics.show_evaluations(row.silo, [row.result])
 
