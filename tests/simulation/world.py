@@ -23,7 +23,7 @@ import fedreid.files
 import fedreid.wire.stream
 import fedreid.wire.tensors
 from coordinator.folders import Folders
-from coordinator.rounds import phases, spool
+from coordinator.rounds import phases
 from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, ModelRow, SiloRow
 from coordinator.rounds.machine import Phase, RoundState
 from coordinator.trust.registry import ACTIVE, REVOKED, SUSPENDED
@@ -139,7 +139,7 @@ class World:
         MemoryPath.disk = self.disk
         system, shutil = memory_os(self.disk), memory_shutil(self.disk)
         patches = [mock.patch.object(module, "os", system) for module in _SYSTEM]
-        patches += [mock.patch.object(each, "shutil", shutil) for each in (fedreid.files, spool)]
+        patches += [mock.patch.object(fedreid.files, "shutil", shutil)]
         patches += [mock.patch.object(phases, "Path", MemoryPath)]
         patches += [mock.patch.object(fedreid.files, "secrets", _Guessable(self._random))]
         for patch in patches:
