@@ -42,14 +42,15 @@ class Phases:
         journal: Journal,
         models: Models,
         worker: Worker,
+        tell: Callable[[str], None],
     ) -> None:
+        """``tell`` hears what the worker is doing, for a person to read."""
         self._federation = federation
         self._folders = folders
         self._journal = journal
         self._models = models
         self._worker = worker
-        self.tell: Callable[[str], None] = lambda activity: None
-        """Told what the worker is doing, for a person to read."""
+        self._tell = tell
 
     async def damage(self, state: RoundState) -> Event | None:
         """What the disk has lost of that on which the round's phase is built; mostly nothing.
@@ -170,7 +171,7 @@ class Phases:
         return await off_loop(self._models.place, result, origin, encodings)
 
     def _progress(self, progress: Progress) -> None:
-        self.tell(f"{progress.phase} {progress.done}/{progress.total}")
+        self._tell(f"{progress.phase} {progress.done}/{progress.total}")
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
