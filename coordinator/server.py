@@ -17,13 +17,18 @@ from coordinator.admin import AdminServicer
 from coordinator.config import Config, load_config, load_model_key
 from coordinator.disk import look_back, watch_disk
 from coordinator.folders import Folders
+from coordinator.rounds.attending import Attending
 from coordinator.rounds.chronicle import audit_of, commits_seen
+from coordinator.rounds.commands import Commands
 from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Intake
 from coordinator.rounds.journal import Journal, check_not_set_back
 from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.recovery import recover
 from coordinator.service import EnrolmentServicer, FederationServicer
 from coordinator.trust.access import Access
 from coordinator.trust.authorities import Authorities
@@ -74,22 +79,30 @@ class Coordinator:
         models = Models(folders.models, self._journal, federation, key)
         self._denials = Denials()
         self._access = Access(self.registry, self._denials)
+        self._current = Current(self._journal, self._audit, clock)
+        recover(self._current, self.registry, folders, models)
         phases = Phases(
             federation=federation,
             folders=folders,
             journal=self._journal,
             models=models,
             worker=self._worker,
+            tell=self._current.tell,
+        )
+        departures = Departures(
+            current=self._current,
+            registry=self.registry,
+            presence=presence,
+            end_calls=self._shut_out,
         )
         self._conductor = Conductor(
+            current=self._current,
             folders=folders,
-            journal=self._journal,
             models=models,
             registry=self.registry,
             presence=presence,
+            departures=departures,
             phases=phases,
-            end_calls=self._shut_out,
-            audit=self._audit,
             clock=clock,
         )
         self._enrolment = Enrolment(
@@ -113,8 +126,16 @@ class Coordinator:
         self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
         self._federation = FederationServicer(
             federation=federation,
-            conductor=self._conductor,
-            intake=Intake(folders=folders, models=models, conductor=self._conductor),
+            current=self._current,
+            attending=Attending(
+                current=self._current,
+                models=models,
+                registry=self.registry,
+                presence=presence,
+                clock=clock,
+            ),
+            departures=departures,
+            intake=Intake(folders=folders, models=models, current=self._current),
             models=models,
             presence=presence,
             rollover=rollover,
@@ -122,7 +143,9 @@ class Coordinator:
         )
         self._folders = folders
         self._admin = AdminServicer(
-            conductor=self._conductor,
+            current=self._current,
+            commands=Commands(current=self._current, models=models, phases=phases, clock=clock),
+            departures=departures,
             journal=self._journal,
             models=models,
             presence=presence,

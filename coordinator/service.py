@@ -9,7 +9,9 @@ from typing import Any
 
 import fedreid
 from coordinator import metrics
-from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.attending import Attending
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Announcement, Intake, Standing
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
@@ -96,7 +98,9 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self,
         *,
         federation: str,
-        conductor: Conductor,
+        current: Current,
+        attending: Attending,
+        departures: Departures,
         intake: Intake,
         models: Models,
         presence: Presence,
@@ -104,7 +108,9 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         clock: Clock,
     ) -> None:
         self._federation = federation
-        self._conductor = conductor
+        self._current = current
+        self._attending = attending
+        self._departures = departures
         self._intake = intake
         self._models = models
         self._presence = presence
@@ -119,7 +125,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         version = request.agent_version[:64]
         self._presence.seen(calling_silo(), agent_version=version)
         check_versions(agent=version, coordinator=fedreid.__version__)
-        self._conductor.look_again()
+        self._current.notify()
         return federation_pb2.HelloResponse(
             coordinator_version=fedreid.__version__,
             federation=self._federation,
@@ -134,9 +140,9 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if is_digest(digest):
             await off_loop(self._rollover.acknowledge, silo, digest)
         self._presence.working(silo, "waiting", 0.0)
-        self._conductor.look_again()
+        self._current.notify()
         if request.newest_version and is_digest(request.newest_digest):
-            await self._conductor.catch_up(silo, request.newest_version, request.newest_digest)
+            await self._attending.catch_up(silo, request.newest_version, request.newest_digest)
 
         def renewal() -> RenewTask | None:
             reason = self._rollover.renewal_reason(holder, digest)
@@ -145,7 +151,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         # Half of what is left: an answer after the certificate's end would be refused.
         left_s = (holder.not_after_s - self._clock.now_s()) / 2
         wait_s = max(0.0, min(request.wait_s, LONG_POLL_S, left_s))
-        return task_to_wire(await self._conductor.next_task(silo, wait_s, first=renewal))
+        return task_to_wire(await self._attending.next_task(silo, wait_s, first=renewal))
 
     async def Heartbeat(  # noqa: N802
         self, request: federation_pb2.HeartbeatRequest, context: Any
@@ -154,7 +160,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         silo = calling_silo()
         phase = request.phase if request.phase in _PHASES else "waiting"
         self._presence.working(silo, phase, min(max(request.progress, 0.0), 1.0))
-        state = self._conductor.round
+        state = self._current.round
         wanted = (
             state is not None
             and (state.run, state.number) == (request.run, request.round)
@@ -181,7 +187,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
             if chunk is None:
                 return
             yield federation_pb2.FetchModelResponse(chunk=chunk)
-            self._conductor.downloaded(len(chunk.data))
+            self._current.downloaded_bytes += len(chunk.data)
 
     async def OpenUpload(  # noqa: N802
         self, request: federation_pb2.OpenUploadRequest, context: Any
@@ -219,14 +225,14 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if len(request.evaluations) > EVALUATIONS_PER_REPORT:
             raise UpdateRefused(Refusal.REPORT, "The report holds too many evaluations")
         results = [evaluation_from_wire(evaluation) for evaluation in request.evaluations]
-        await self._conductor.save_evaluations(silo, request.run, request.round, results)
+        await self._attending.save_evaluations(silo, request.run, request.round, results)
         return federation_pb2.ReportEvaluationResponse()
 
     async def Decline(  # noqa: N802
         self, request: federation_pb2.DeclineRequest, context: Any
     ) -> federation_pb2.DeclineResponse:
         """Wait no longer for a silo that will not do its task."""
-        await self._conductor.decline(
+        await self._attending.decline(
             calling_silo(), request.run, request.round, policy_key_from_wire(request.policy_key)
         )
         return federation_pb2.DeclineResponse()
@@ -235,7 +241,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self, request: federation_pb2.LeaveRequest, context: Any
     ) -> federation_pb2.LeaveResponse:
         """Let a silo go."""
-        await self._conductor.silo_gone(calling_silo(), LEFT)
+        await self._departures.silo_gone(calling_silo(), LEFT)
         return federation_pb2.LeaveResponse()
 
     async def _chunks(

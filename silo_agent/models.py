@@ -31,7 +31,7 @@ from fedreid.wire.messages import release_from_wire
 from fedreid.wire.stream import PartialFile
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
-from silo_agent.held import NEWEST_NOTE, Held, is_whole, read_note
+from silo_agent.held import NEWEST_NOTE, Held, read_note
 from silo_agent.trust.channel import calling
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ModelCache:
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
         """The model if it lies here as it was taken; a damaged one is fetched again."""
         held = read_note(self._note_path(digest, encoding))
-        return held if held is not None and is_whole(held) else None
+        return held if held is not None and held.is_whole() else None
 
     async def _fetch(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding

@@ -23,7 +23,14 @@ import msgspec
 from fedreid import faults
 from fedreid.contract import EvaluationResult, PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import StorageError, storage_errors
-from fedreid.files import digest_of, flip_folder, make_folder, remove_folder, write_bytes
+from fedreid.files import (
+    digest_of,
+    flip_folder,
+    has_digest,
+    make_folder,
+    remove_folder,
+    write_bytes,
+)
 from fedreid.limits import FIGURES_KEPT
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding
 from silo_agent.config import Folders
@@ -151,7 +158,7 @@ class Outbox:
             return []
         except (OSError, msgspec.MsgspecError):
             return [_DIGESTS]
-        return [name for name, digest in digests.items() if not _is(folder / name, digest)]
+        return [name for name, digest in digests.items() if not has_digest(folder / name, digest)]
 
     def all_folders(self) -> list[Path]:
         """Every round, also one whose note can't be read."""
@@ -224,10 +231,3 @@ def _name(run: str, number: int) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {str(file.relative_to(folder)): digest_of(file) for file in files}
-
-
-def _is(file: Path, digest: str) -> bool:
-    try:
-        return digest_of(file) == digest
-    except StorageError:  # gone, or the disk does not give it back
-        return False

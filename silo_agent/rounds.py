@@ -153,14 +153,13 @@ class Participant:
             raise
 
     async def _note_refused(self, task: TrainTask | EvaluateTask, refused: PolicyRefused) -> None:
-        what = f"{refused.what}: {refused.why}" if refused.why else refused.what
         await off_loop(
             self._audit.append,
             "policy.refused",
             run=task.run,
             round=task.round,
             key=refused.key,
-            what=what[:REFUSAL_CHARACTERS],
+            what=refused.brief[:REFUSAL_CHARACTERS],
             again=refused.again_at_s is not None,
         )
 

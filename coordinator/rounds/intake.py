@@ -11,7 +11,7 @@ import blake3
 
 from coordinator.folders import Folders
 from coordinator.metrics import INTAKE_BYTES, SILO_UPDATES, UPDATES_REJECTED
-from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
@@ -88,14 +88,15 @@ class Opening:
 class Intake:
     """Receives updates: one of each silo, the work on a few at once."""
 
-    def __init__(self, *, folders: Folders, models: Models, conductor: Conductor) -> None:
+    def __init__(self, *, folders: Folders, models: Models, current: Current) -> None:
         self._folders = folders
         self._models = models
-        self._conductor = conductor
+        self._current = current
         self._announced: dict[SiloName, Announcement] = {}
         self._busy: set[SiloName] = set()
         self._slots = asyncio.Semaphore(CONCURRENT_UPLOADS)
         self._opening = asyncio.Lock()
+        self._late: set[tuple[SiloName, str, int]] = set()
 
     async def open(self, announcement: Announcement) -> Opening:
         """Say where to go on with an announced update.
@@ -112,7 +113,7 @@ class Intake:
             await self._note_late(announcement)
         if standing is not Standing.SEND:
             return Opening(standing=standing, upload_id=upload_id)
-        await off_loop(self._check_form, announcement, self._conductor.plan)
+        await off_loop(self._check_form, announcement, self._current.plan)
         part = self._part_path(announcement)
         async with self._opening:  # or two would be promised the same room
             if announcement.silo not in self._busy:
@@ -157,17 +158,20 @@ class Intake:
             UPDATES_REJECTED.labels(refusal.reason.value).inc()
             SILO_UPDATES.labels(silo, "rejected").inc()
             if refusal.reason not in _SEND_AGAIN:
-                await self._conductor.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
+                await self._current.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
             raise
 
     async def _note_late(self, announcement: Announcement) -> None:
         """Once for each round, however often its update is sent."""
-        noted = await self._conductor.note_late(
-            announcement.silo, announcement.run, announcement.round
-        )
-        if noted:
-            UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
-            SILO_UPDATES.labels(announcement.silo, "rejected").inc()
+        silo, run, number = announcement.silo, announcement.run, announcement.round
+        newest = self._current.round
+        known = newest is not None and run == newest.run and 1 <= number <= newest.number
+        if not known or (silo, run, number) in self._late:
+            return
+        self._late.add((silo, run, number))
+        await self._current.note("update.late", run=run, round=number, silo=silo)
+        UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
+        SILO_UPDATES.labels(silo, "rejected").inc()
 
     async def _receive(
         self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]
@@ -193,12 +197,12 @@ class Intake:
         return await self._count(announcement, part)
 
     async def _count(self, announcement: Announcement, part: Path) -> Standing:
-        state = self._conductor.round
+        state = self._current.round
         if self._standing(announcement) is not Standing.SEND or state is None:
             return Standing.STALE
         async with self._slots:
-            digest = await off_loop(self._admit, announcement, part, state, self._conductor.plan)
-        await self._conductor.apply(
+            digest = await off_loop(self._admit, announcement, part, state, self._current.plan)
+        await self._current.apply(
             UpdateAccepted(
                 update=Accepted(
                     silo=announcement.silo,
@@ -254,7 +258,7 @@ class Intake:
         check_manifest(announcement.manifest, base, plan.aggregation.bn)
 
     def _standing(self, announcement: Announcement) -> Standing:
-        state = self._conductor.round
+        state = self._current.round
         if state is None or not announcement.is_for(state):
             return Standing.STALE
         if state.accepted(announcement.silo) is not None:
@@ -267,16 +271,15 @@ class Intake:
 
     async def _has_accepted(self, announcement: Announcement) -> bool:
         """Whether the update was accepted before its round ended, and the answer got lost."""
-        return await self._conductor.has_accepted(
-            announcement.silo,
-            announcement.run,
-            announcement.round,
-            announcement.manifest.payload_digest,
-        )
+        journal = self._current.journal
+        state = await off_loop(journal.round, announcement.run, announcement.round)
+        accepted = None if state is None else state.accepted(announcement.silo)
+        digest = announcement.manifest.payload_digest
+        return accepted is not None and accepted.payload_digest == digest
 
     def _promised(self, announcement: Announcement) -> list[tuple[Manifest, Path]]:
         """The unfinished updates of the round, with the one that is announced now."""
-        state = self._conductor.round
+        state = self._current.round
         others = [
             other
             for other in self._announced.values()

@@ -23,8 +23,8 @@ from coordinator.rounds.machine import (
 )
 from coordinator.rounds.publishing import Models, Origin
 from fedreid import faults
-from fedreid.errors import RunError, StorageError
-from fedreid.files import digest_of, remove_folder
+from fedreid.errors import RunError
+from fedreid.files import digest_of, is_whole, remove_folder
 from fedreid.jobs import Progress, Worker
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.plan import Encoding, Plan
@@ -42,14 +42,15 @@ class Phases:
         journal: Journal,
         models: Models,
         worker: Worker,
+        tell: Callable[[str], None],
     ) -> None:
+        """``tell`` hears what the worker is doing, for a person to read."""
         self._federation = federation
         self._folders = folders
         self._journal = journal
         self._models = models
         self._worker = worker
-        self.tell: Callable[[str], None] = lambda activity: None
-        """Told what the worker is doing, for a person to read."""
+        self._tell = tell
 
     async def damage(self, state: RoundState) -> Event | None:
         """What the disk has lost of that on which the round's phase is built; mostly nothing.
@@ -114,12 +115,12 @@ class Phases:
         return tuple(
             update.silo
             for update in state.updates
-            if not _is(spool / orders.update_name(update.silo), update.file_digest)
+            if not is_whole(spool / orders.update_name(update.silo), update.file_digest)
         )
 
     def _has_results(self, state: RoundState) -> bool:
         _, work = self._folders.of_round(state.run, state.number)
-        return all(_is(work / name, digest) for name, digest in state.results.items())
+        return all(is_whole(work / name, digest) for name, digest in state.results.items())
 
     async def _aggregate(self, state: RoundState, plan: Plan) -> Event:
         job = orders.aggregate_job(self._folders, state, plan, self._federation)
@@ -170,19 +171,11 @@ class Phases:
         return await off_loop(self._models.place, result, origin, encodings)
 
     def _progress(self, progress: Progress) -> None:
-        self.tell(f"{progress.phase} {progress.done}/{progress.total}")
+        self._tell(f"{progress.phase} {progress.done}/{progress.total}")
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
     return {file.name: digest_of(file) for file in files}
-
-
-def _is(path: Path, digest: str) -> bool:
-    """Whether a file is there with this digest, if it is known."""
-    try:
-        return digest_of(path) == digest or not digest
-    except StorageError:  # one that can't be read any more is as good as gone
-        return False
 
 
 def check_folders(plan: Plan) -> None:

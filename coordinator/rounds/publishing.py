@@ -16,7 +16,7 @@ from coordinator.rounds.journal import Journal, ModelRow
 from fedreid import faults
 from fedreid.contract import Release, ReleasePayload
 from fedreid.errors import RunError, StorageError, UsageError
-from fedreid.files import digest_of, link_file, remove_file, replacing
+from fedreid.files import digest_of, has_digest, link_file, remove_file, replacing
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
@@ -175,11 +175,11 @@ class Models:
             StorageError: the exact values are damaged or gone.
         """
         encoded = payload if payload is not None and payload.encoding != "fp32" else None
-        if encoded is not None and _has_digest(
+        if encoded is not None and has_digest(
             self.encoded_path(digest, encoded.encoding), encoded.payload_digest
         ):
             return
-        if not _has_digest(self.path(digest), digest):
+        if not has_digest(self.path(digest), digest):
             raise StorageError(
                 f"The published model {self.path(digest)} is damaged or gone",
                 next_step="Put the file back from a backup, which mends it at once, or go back to "
@@ -196,7 +196,7 @@ class Models:
             payload
             for payload in _stated(row).payloads
             if payload.encoding != "fp32"
-            and not _has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
+            and not has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
         ]
 
     def _encode(self, digest: Digest, encoding: Encoding) -> None:
@@ -267,10 +267,3 @@ def models_needed(journal: Journal) -> list[str]:
 
 def _stated(row: ModelRow) -> Release:
     return release_from_wire(federation_pb2.Release.FromString(row.release))
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    try:
-        return digest_of(path) == digest
-    except StorageError:  # gone, or the disk does not give it back
-        return False

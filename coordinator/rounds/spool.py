@@ -4,11 +4,11 @@ Each silo has at most one unfinished update, bounded by its manifest, which was 
 base model; so what all of them can still take is known, and is asked for before it comes.
 """
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from fedreid.errors import StorageError, storage_errors
+from fedreid.files import free_bytes
 from fedreid.limits import SPOOL_KEPT_FREE_BYTES
 from fedreid.wire.manifest import Manifest
 
@@ -28,7 +28,7 @@ def check_room(folder: Path, updates: Iterable[tuple[Manifest, Path]]) -> None:
     """
     with storage_errors("look at", folder):
         needed = sum(bytes_to_come(manifest, part) for manifest, part in updates)
-        free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if needed > free - SPOOL_KEPT_FREE_BYTES:
         raise StorageError(
             f"There is no room for another update: {needed:,} bytes are to come, {free:,} are free",

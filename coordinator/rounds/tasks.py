@@ -23,12 +23,7 @@ def task_for(
     if run is None or plan is None:
         return WaitTask(reason="no run has been started yet")
     if run.state not in (RUNNING, PAUSED):
-        if (
-            run.state == FINISHED
-            and state is not None
-            and silo in state.invited
-            and evaluation_awaited(plan, state, silo, evaluated)
-        ):
+        if state is not None and evaluation_awaited(run, state, silo, evaluated):
             return evaluate_task(plan, state, silo)
         return WaitTask(
             reason=f"the run {run.name} is {run.state}", run_finished=run.state == FINISHED
@@ -49,10 +44,15 @@ def task_for(
 
 
 def evaluation_awaited(
-    plan: Plan, state: RoundState, silo: str, evaluated: AbstractSet[tuple[int, str]]
+    run: RunRow, state: RoundState, silo: str, evaluated: AbstractSet[tuple[int, str]]
 ) -> bool:
-    """Whether the silo still has to measure the model that ``state`` published."""
-    return state.phase is Phase.PUBLISHED and (state.number, silo) not in evaluated
+    """Whether the silo still has to measure the run's last model, which ``state`` published."""
+    return (
+        run.state == FINISHED
+        and state.phase is Phase.PUBLISHED
+        and silo in state.invited
+        and (state.number, silo) not in evaluated
+    )
 
 
 def train_task(plan: Plan, state: RoundState, silo: str, now_s: float) -> TrainTask:

@@ -66,7 +66,7 @@ def test_a_start_reads_no_more_of_the_journal_after_a_long_run(
         read.clear()
         coordinator = Coordinator(folders, load_config(folders))
         costs.append(sum(read))
-        state = coordinator._conductor.round
+        state = coordinator._current.round
         assert state is not None and (state.number, state.phase) == (rounds + 1, "collecting")
         coordinator._journal.close()
     assert costs[0] == costs[1] < 20

@@ -186,10 +186,13 @@ def test_after_a_run_that_came_to_no_end_there_is_nothing_to_do(state: str) -> N
 
 
 def test_a_measurement_is_awaited_only_of_a_published_model() -> None:
-    assert evaluation_awaited(PLAN, published(), "a", set())
-    assert not evaluation_awaited(PLAN, published(), "a", {(7, "a")})
-    assert evaluation_awaited(PLAN, published(), "a", {(6, "a"), (7, "b")})
-    assert not evaluation_awaited(PLAN, opened(), "a", set())
+    finished = run("finished")
+    assert evaluation_awaited(finished, published(), "a", set())
+    assert not evaluation_awaited(finished, published(), "a", {(7, "a")})
+    assert evaluation_awaited(finished, published(), "a", {(6, "a"), (7, "b")})
+    assert not evaluation_awaited(finished, published(), "zzz", set())
+    assert not evaluation_awaited(finished, opened(), "a", set())
+    assert not evaluation_awaited(run(), published(), "a", set())
 
 
 def test_a_silo_that_has_declined_a_round_waits_for_the_next() -> None:
