@@ -125,7 +125,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         version = request.agent_version[:64]
         self._presence.seen(calling_silo(), agent_version=version)
         check_versions(agent=version, coordinator=fedreid.__version__)
-        self._current.notify()
+        self._current.stir()
         return federation_pb2.HelloResponse(
             coordinator_version=fedreid.__version__,
             federation=self._federation,
@@ -137,10 +137,10 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.NextTaskResponse:
         """Answer with the silo's task, as soon as there is one."""
         silo, holder, digest = calling_silo(), calling_holder(), request.authorities_digest
-        if is_digest(digest):
+        if is_digest(digest) and not self._rollover.has_acknowledged(silo, digest):
             await off_loop(self._rollover.acknowledge, silo, digest)
         self._presence.working(silo, "waiting", 0.0)
-        self._current.notify()
+        self._current.stir()
         if request.newest_version and is_digest(request.newest_digest):
             await self._attending.catch_up(silo, request.newest_version, request.newest_digest)
 

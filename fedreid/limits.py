@@ -108,6 +108,10 @@ CLOCK_SKEW_S = 300.0
 LONG_POLL_S = 20.0
 """How long NextTask waits: below the idle limit of common NAT boxes (30 s and more)."""
 
+WAKING_AT_ONCE = 8
+"""Long polls that go on at once when a round begins: a thousand silos wait for that, and between
+their answers other calls must have theirs within milliseconds."""
+
 HEARTBEAT_S = 5.0
 """Pause between two heartbeats of a training agent."""
 

@@ -35,9 +35,13 @@ class Movement:
     statistics: dict[str, DoubleArray]
     """By running mean or variance, the norm of each silo's change; NaN of one that kept it."""
 
-    def cosine(self, i: int, j: int) -> float:
-        """Between two changes; 0 where one has not moved."""
-        return _ratio(self.products_KK[i, j], self.norms_K[i] * self.norms_K[j])
+    @property
+    def cosines_KK(self) -> DoubleArray:
+        """Between each two changes; 0 where one has not moved."""
+        lengths_KK = np.outer(self.norms_K, self.norms_K)
+        cosines_KK = np.zeros_like(lengths_KK)
+        np.divide(self.products_KK, lengths_KK, out=cosines_KK, where=lengths_KK > 0.0)
+        return cosines_KK
 
     def cosine_along(self, k: int) -> float:
         """Between a change and the last movement of the model; 0 where one has not moved."""

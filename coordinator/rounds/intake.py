@@ -263,7 +263,7 @@ class Intake:
             return Standing.STALE
         if state.accepted(announcement.silo) is not None:
             return Standing.ACCEPTED
-        if announcement.silo not in state.invited:
+        if not state.invites(announcement.silo):
             raise UpdateRefused(
                 Refusal.NOT_INVITED, f"The silo {announcement.silo} is not part of this round"
             )
