@@ -35,8 +35,7 @@ class Movement:
     statistics: dict[str, DoubleArray]
     """By running mean or variance, the norm of each silo's change; NaN of one that kept it."""
 
-    @property
-    def cosines_KK(self) -> DoubleArray:
+    def cosines(self) -> DoubleArray:
         """Between each two changes; 0 where one has not moved."""
         lengths_KK = np.outer(self.norms_K, self.norms_K)
         cosines_KK = np.zeros_like(lengths_KK)

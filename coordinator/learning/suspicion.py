@@ -169,7 +169,7 @@ def _against(movement: Movement, far_K: BoolArray) -> BoolArray:
     against_K = np.zeros(len(far_K), dtype=np.bool_)
     if len(heard) < _SILOS_TO_COMPARE:
         return against_K
-    cosines_HH = movement.cosines_KK[np.ix_(heard, heard)]
+    cosines_HH = movement.cosines()[np.ix_(heard, heard)]
     np.fill_diagonal(cosines_HH, 0.0)
     others = len(heard) - 1
     with_others_H = cosines_HH.sum(axis=1)

@@ -22,6 +22,7 @@ from coordinator.rounds.together import Together
 from fedreid import faults
 from fedreid.audit import AuditLog, Field
 from fedreid.clock import Clock
+from fedreid.limits import CONCURRENT_TRANSFERS
 from fedreid.plan import Plan
 from fedreid.work import off_loop
 
@@ -85,6 +86,11 @@ class Current:
         """
         under_way = self.round is not None and not self.round.ended
         return self.plans.of_round(self.next_number - under_way)
+
+    @property
+    def transfers(self) -> int:
+        """How many silos may fetch at once, and how many may send."""
+        return CONCURRENT_TRANSFERS if self.run is None else self.plan.wire.transfers
 
     @property
     def newest_plan(self) -> Planned:

@@ -116,6 +116,7 @@ _marks = sa.Table(
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("value", sa.Integer, nullable=False),
 )
+_NEWEST = ""
 _COMMITS, _BACKED_UP, _RESTORED = "commits", "backed_up_ms", "restored_ms"
 _NOT_SEALED = frozenset({"seal", "sequence"})
 _SEAL_CHARACTERS = 32
@@ -216,6 +217,7 @@ class Journal:
         with self._errors():
             bring_up(self._engine, _metadata)
             self._check_structure()
+        self._known_models: dict[str, ModelRow] = {}
         marks = self._rows(_marks, sa.select(_marks))
         self._marks: dict[str, int] = {row["name"]: row["value"] for row in marks}
 
@@ -331,6 +333,7 @@ class Journal:
         with self._commit() as connection:
             connection.execute(_inserted(_runs, run))
             connection.execute(_inserted(_models, model))
+        self._known_models = {}
 
     def set_run_state(self, name: str, state: str, reason: str) -> None:
         """Change a run's state."""
@@ -371,12 +374,15 @@ class Journal:
             )
             for model in models:
                 connection.execute(_inserted(_models, model))
+        if models:
+            self._known_models = {}
 
     def add_models(self, models: Sequence[ModelRow]) -> None:
         """Store further releases of models."""
         with self._commit() as connection:
             for model in models:
                 connection.execute(_inserted(_models, model))
+        self._known_models = {}
 
     def newest_round(self, run: str) -> RoundState | None:
         """The run's last round."""
@@ -412,8 +418,7 @@ class Journal:
     def newest_model(self) -> ModelRow | None:
         """The model that was published last."""
         query = sa.select(_models).order_by(_models.c.version.desc()).limit(1)
-        rows = self._rows(_models, query)
-        return ModelRow(**rows[0]) if rows else None
+        return self._known_model(_NEWEST, query)
 
     def model(self, digest: str) -> ModelRow | None:
         """The newest release of the model with this digest."""
@@ -423,8 +428,17 @@ class Journal:
             .order_by(_models.c.version.desc())
             .limit(1)
         )
-        rows = self._rows(_models, query)
-        return ModelRow(**rows[0]) if rows else None
+        return self._known_model(digest, query)
+
+    def _known_model(self, name: str, query: sa.Select[Any]) -> ModelRow | None:
+        """What a query gives, kept until models are added: every silo asks for it in each round."""
+        known = self._known_models  # another one as soon as a commit has added to the table
+        if name not in known:
+            rows = self._rows(_models, query)
+            if not rows:  # nor is every name kept that somebody makes up
+                return None
+            known[name] = ModelRow(**rows[0])
+        return known[name]
 
     def models(self) -> list[ModelRow]:
         """Every published model, newest first."""
