@@ -24,8 +24,8 @@ import msgspec
 import tomli_w
 
 from benchmark.federation import LocalFederation, terminable
-from benchmark.light_agents import Crowd, Member, Seen
 from benchmark.footprints import Footprint, children_of, footprint
+from benchmark.light_agents import Crowd, Member, Seen
 from coordinator.config import load_config, load_model_key
 from coordinator.folders import Folders
 from coordinator.rounds.journal import Journal, SiloRow

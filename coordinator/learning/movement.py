@@ -74,7 +74,7 @@ def _changes(files: RoundFiles, name: str, at: int, size: int) -> DoubleArray:
     base_B = files.base.read(name, at, size).astype(np.float64)
     rows = np.zeros((len(files.updates_K) + 1, size))
     for row, update in zip(rows, files.updates_K, strict=False):
-        if name in update.offsets:
+        if update.has(name):
             np.subtract(update.read(name, at, size), base_B, out=row)
     if files.previous is not None:
         np.subtract(base_B, files.previous.read(name, at, size), out=rows[-1])
@@ -86,7 +86,7 @@ def _norms(files: RoundFiles, spec: TensorSpec) -> DoubleArray:
 
 
 def _norm(update: Opened, files: RoundFiles, spec: TensorSpec) -> float:
-    if spec.name not in update.offsets:
+    if not update.has(spec.name):
         return math.nan
     squared = 0.0
     for at, size in files.blocks(spec):
