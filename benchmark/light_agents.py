@@ -1,7 +1,7 @@
-"""How do many light agents run in one process? ``python -m benchmark.light_agents CROWD.json``.
+"""How do many light agents run in one process? ``python -m benchmark.light_agents CROWD SEEN``.
 
 All are connected before any takes part; then a line is printed, and the work begins when a line
-comes in. In the end what was measured is printed as JSON. How late the process's own event loop
+comes in. In the end what was measured is written as JSON. How late the process's own event loop
 is, is measured beside, for a call can't be answered sooner than its caller looks.
 """
 
@@ -16,6 +16,7 @@ import msgspec
 from benchmark.light_agent import Federation, LightAgent, Measured, Shelf
 from fedreid import launch
 from fedreid.console import run_program
+from fedreid.files import write_bytes
 from fedreid.names import SiloName
 from fedreid.pki.identity import Identity
 
@@ -110,7 +111,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     crowd = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Crowd)
-    print(msgspec.json.encode(asyncio.run(live(crowd))).decode(), flush=True)
+    write_bytes(Path(sys.argv[2]), msgspec.json.encode(asyncio.run(live(crowd))))
 
 
 if __name__ == "__main__":

@@ -209,8 +209,8 @@ def _run(
         watch = _Watch(local, crowds, rounds=rounds, tell=tell)
         watch.until_over()
         seen = [
-            msgspec.json.decode(crowd.communicate(timeout=_ROUND_S)[0], type=Seen)
-            for crowd in crowds
+            msgspec.json.decode(_seen_path(local, number).read_bytes(), type=Seen)
+            for number in range(len(crowds))
         ]
         return watch.load(seen, members, model)
 
@@ -250,7 +250,13 @@ def _crowd(
     with (
         (local.root / f"crowd-{number}.log").open("wb") as log,
         subprocess.Popen(
-            [sys.executable, "-m", "benchmark.light_agents", str(path)],
+            [
+                sys.executable,
+                "-m",
+                "benchmark.light_agents",
+                str(path),
+                str(_seen_path(local, number)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -261,6 +267,10 @@ def _crowd(
             yield process
         finally:
             process.kill()
+
+
+def _seen_path(local: LocalFederation, number: int) -> Path:
+    return local.root / f"seen-{number}.json"
 
 
 def _expect(crowd: "subprocess.Popen[str]", line: str) -> None:
