@@ -168,6 +168,25 @@ def training(
     print_table(f"{model} at 256×128, batches of {batch}", ("measured", ""), rows(result))
 
 
+@app.command("serving-load")
+def serving_load(
+    silos: Annotated[int, typer.Option(help="How many light agents take part.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Whole rounds.")] = 3,
+    model_mb: Annotated[float, typer.Option(help="Size of the model; the nearest is taken.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Drive one coordinator with very many agents that speak the whole protocol."""
+    launch.prepare()
+    from benchmark.serving_load import measure_load, rows
+
+    load = measure_load(silos, rounds, model_mb, err.print)
+    if as_json:
+        print_json(msgspec.to_builtins(load))
+        return
+    title = f"{load.silos} silos, {load.model}, {load.model_bytes:,} bytes, {load.rounds} rounds"
+    print_table(title, ("measured", ""), rows(load))
+
+
 @app.command()
 def indexing(
     files: Annotated[int, typer.Option(min=1, help="Images of each folder.")] = 100_000,

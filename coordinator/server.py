@@ -36,7 +36,7 @@ from coordinator.trust.denials import Denials
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.keeping import Keeper
 from coordinator.trust.known_calls import server_of_known_calls
-from coordinator.trust.port import port_options, room_for_connections
+from coordinator.trust.port import connections_told, port_options, room_for_connections
 from coordinator.trust.registry import Registry
 from coordinator.trust.rollover import RollOver
 from coordinator.trust.tls import server_credentials
@@ -164,7 +164,8 @@ class Coordinator:
         Raises:
             ConfigRefused: a port can't be bound.
         """
-        options = port_options(room_for_connections())
+        connections = room_for_connections()
+        options = port_options(connections)
         server = server_of_known_calls((self._access,), options)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self._enrolments, server)
         federation_pb2_grpc.add_FederationServicer_to_server(self._federation, server)
@@ -185,6 +186,8 @@ class Coordinator:
             write_bytes(self._folders.endpoint, f"{_reachable(host)}:{port}\n".encode())
             say(f"serving the federation {config.federation} on {host}:{port}")
             say(f"health and metrics on port {health.port}")
+            if few := connections_told(connections):
+                say(few)
             await self._run(stop, server, health, say)
         finally:
             serving.clear()

@@ -15,6 +15,7 @@ from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Announcement, Intake, Standing
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.turns import Turn, Turns
 from coordinator.trust.access import calling_holder, calling_silo
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.registry import LEFT, PENDING
@@ -116,7 +117,9 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self._presence = presence
         self._rollover = rollover
         self._clock = clock
-        self._downloads = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
+        self._reading = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
+        self._downloads = Turns(lambda: current.transfers)
+        self._uploads = Turns(lambda: current.transfers)
 
     async def Hello(  # noqa: N802
         self, request: federation_pb2.HelloRequest, context: Any
@@ -125,7 +128,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         version = request.agent_version[:64]
         self._presence.seen(calling_silo(), agent_version=version)
         check_versions(agent=version, coordinator=fedreid.__version__)
-        self._current.notify()
+        self._current.stir()
         return federation_pb2.HelloResponse(
             coordinator_version=fedreid.__version__,
             federation=self._federation,
@@ -137,10 +140,10 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.NextTaskResponse:
         """Answer with the silo's task, as soon as there is one."""
         silo, holder, digest = calling_silo(), calling_holder(), request.authorities_digest
-        if is_digest(digest):
+        if is_digest(digest) and not self._rollover.has_acknowledged(silo, digest):
             await off_loop(self._rollover.acknowledge, silo, digest)
         self._presence.working(silo, "waiting", 0.0)
-        self._current.notify()
+        self._current.stir()
         if request.newest_version and is_digest(request.newest_digest):
             await self._attending.catch_up(silo, request.newest_version, request.newest_digest)
 
@@ -177,17 +180,20 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if not is_digest(request.model_digest):
             raise RunError("A model is named by its digest")
         digest = Digest(request.model_digest)
-        async with self._downloads:  # it reads the whole file: what is damaged is not sent
-            release = await off_loop(self._models.signed_release, digest, encoding)
-        yield federation_pb2.FetchModelResponse(release=release)
-        chunks = self._models.chunks(digest, encoding, request.offset)
-        while True:
-            async with self._downloads:  # held while a chunk is read, not while it is sent
-                chunk = await anext(chunks, None)
-            if chunk is None:
-                return
-            yield federation_pb2.FetchModelResponse(chunk=chunk)
-            self._current.downloaded_bytes += len(chunk.data)
+        async with self._downloads.turn() as turn:
+            async with self._reading:  # the whole file: what is damaged is not sent
+                release = await off_loop(self._models.signed_release, digest, encoding)
+            async with turn.pace():
+                yield federation_pb2.FetchModelResponse(release=release)
+            chunks = self._models.chunks(digest, encoding, request.offset)
+            while True:
+                async with self._reading:  # held while a chunk is read, not while it is sent
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                async with turn.pace():
+                    yield federation_pb2.FetchModelResponse(chunk=chunk)
+                self._current.downloaded_bytes += len(chunk.data)
 
     async def OpenUpload(  # noqa: N802
         self, request: federation_pb2.OpenUploadRequest, context: Any
@@ -210,9 +216,9 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         first = await anext(request_iterator, None)
         if first is None:
             raise RunError("The upload was empty", next_step="Send its name in the first message.")
-        async with self._intake.judging(silo):
+        async with self._intake.judging(silo), self._uploads.turn() as turn:
             standing = await self._intake.receive(
-                silo, first.upload_id, self._chunks(silo, first, request_iterator)
+                silo, first.upload_id, self._chunks(silo, first, request_iterator, turn)
             )
         return federation_pb2.SendUploadResponse(state=_STATE[standing])
 
@@ -249,10 +255,15 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         silo: SiloName,
         first: federation_pb2.SendUploadRequest,
         following: AsyncIterator[federation_pb2.SendUploadRequest],
+        turn: Turn,
     ) -> AsyncIterator[tensors_pb2.Chunk]:
         if first.HasField("chunk"):
             yield first.chunk
-        async for message in following:
+        while True:
+            async with turn.pace():
+                message = await anext(following, None)
+            if message is None:
+                return
             self._presence.seen(silo)
             yield message.chunk
 

@@ -108,6 +108,10 @@ CLOCK_SKEW_S = 300.0
 LONG_POLL_S = 20.0
 """How long NextTask waits: below the idle limit of common NAT boxes (30 s and more)."""
 
+WAKING_AT_ONCE = 8
+"""Long polls that go on at once when a round begins: a thousand silos wait for that, and between
+their answers other calls must have theirs within milliseconds."""
+
 HEARTBEAT_S = 5.0
 """Pause between two heartbeats of a training agent."""
 
@@ -139,6 +143,18 @@ it waits for a silo, so that a silent one keeps nobody from theirs."""
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""
 
+CONCURRENT_TRANSFERS = 16
+"""Models, and updates, that move at once unless the plan says another number: enough to fill any
+line, and few enough that a thousand silos that begin together keep nobody's calls waiting."""
+
+TURN_STALL_S = 1.0
+"""A transfer whose next message takes longer loses its turn to the next in line, and goes on
+without: at 1 MiB/s sixteen of them would hold up a thousand others for hours."""
+
+TURN_WAIT_S = 1800.0
+"""How long a transfer waits for its turn: a thousand ResNet-50 updates (94 GB) take a quarter of an
+hour at 1 Gbit/s. Who waits longer asks again."""
+
 HANDSHAKE_S = 10.0
 """From an accepted connection to its TLS and HTTP/2 greetings: some round trips, even by
 satellite. Until then the port does not know who is there."""
@@ -147,8 +163,11 @@ CONNECTIONS = 2048
 """Connections open at once: hundreds of silos take one or two each, and idle ones end by
 themselves. Each costs a file descriptor and some 120 KB, so this bounds memory too."""
 
+FILES_PER_CONNECTION = 3
+"""File descriptors of a silo: its connection, and the two files of an upload on a slow line."""
+
 FILES_KEPT_FREE = 512
-"""File descriptors that connections never take: spool, journal, models and audit need theirs."""
+"""File descriptors that silos never take: journal, models, audit and the worker need theirs."""
 
 CONNECTION_IDLE_S = 60.0
 """A connection without a call for this long is closed; an agent calls every few seconds."""

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fedreid.errors import PlanRefused
-from fedreid.limits import PLAN_BYTES
+from fedreid.limits import CONCURRENT_TRANSFERS, PLAN_BYTES
 from fedreid.recipes import with_recipe
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -222,6 +222,8 @@ class WirePlan(Section, frozen=True, kw_only=True):
     """Of updates; a silo that can't may send fp32."""
     download: Encoding = "fp32"
     """Of published models."""
+    transfers: Count = CONCURRENT_TRANSFERS
+    """Silos that fetch a model at once, and that send an update; the others wait their turn."""
 
 
 class ValidationPlan(Section, frozen=True, kw_only=True):

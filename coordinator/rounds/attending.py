@@ -1,6 +1,7 @@
 """What does a silo that takes part get told, and what does it say beside its update?"""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 
 from coordinator import metrics
 from coordinator.rounds.current import Current, wait_for
@@ -9,11 +10,12 @@ from coordinator.rounds.machine import Declined, Phase
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.tasks import task_for
+from coordinator.rounds.together import Together
 from coordinator.trust.registry import Registry
 from fedreid.clock import Clock
 from fedreid.contract import EvaluationResult, Task, WaitTask
 from fedreid.errors import Refusal, UpdateRefused
-from fedreid.limits import VERSIONS_AHEAD
+from fedreid.limits import VERSIONS_AHEAD, WAKING_AT_ONCE
 from fedreid.names import SiloName
 from fedreid.work import off_loop
 
@@ -36,6 +38,8 @@ class Attending:
         self._presence = presence
         self._clock = clock
         self._caught_up_with: set[SiloName] = set()
+        self._waking = asyncio.Semaphore(WAKING_AT_ONCE)
+        self._figures = Together(asyncio.Lock(), self._save_figures)
 
     async def next_task(
         self, silo: SiloName, wait_s: float, *, first: Callable[[], Task | None] = lambda: None
@@ -52,6 +56,8 @@ class Attending:
             if not isinstance(task, WaitTask) or left_s <= 0:
                 return task
             await wait_for(changed, left_s)
+            async with self._waking:  # all who wait are woken at once: others have their turn too
+                await asyncio.sleep(0)
             self._presence.seen(silo)
 
     def _task(self, silo: SiloName) -> Task:
@@ -78,7 +84,6 @@ class Attending:
         await self._current.apply(Declined(silo=silo, policy_key=policy_key))
         if state.phase is Phase.PUBLISHED:  # what it declines is to measure the run's last model
             self._current.evaluated.add((number, silo))
-        self._current.notify()
 
     async def save_evaluations(
         self, silo: SiloName, run: str, number: int, results: list[EvaluationResult]
@@ -95,11 +100,14 @@ class Attending:
         rows = [
             EvaluationRow(run=run, round=number, silo=silo, result=result) for result in results
         ]
-        await off_loop(current.journal.save_evaluations, rows)
+        await self._figures.bring(rows)
         # Without rows the silo has no query with a match: there is nothing to wait for.
         if number == newest and (not rows or any(row.result.model == "global" for row in rows)):
             current.evaluated.add((number, silo))
-        current.notify()
+
+    async def _save_figures(self, reports: Sequence[list[EvaluationRow]]) -> None:
+        rows = [row for report in reports for row in report]
+        await off_loop(self._current.journal.save_evaluations, rows)
 
     async def catch_up(self, silo: SiloName, version: int, digest: str) -> None:
         """Where a silo has taken a version that the journal does not know, publish beyond it.

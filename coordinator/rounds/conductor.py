@@ -78,7 +78,7 @@ class Conductor:
         current = self._current
         await off_loop(current.chronicle.settle)
         await self._remove_left_over()
-        changed, state = current.changed, current.round
+        changed, stirred, state = current.changed, current.stirred, current.round
         if not current.run_under_way:
             if current.run is not None and state is not None and not state.ended:
                 # Stopped, and a crash or a full disk came before the round was given up.
@@ -87,7 +87,7 @@ class Conductor:
             await wait_for(changed, _IDLE_S)
         elif state is None or state.ended:
             if not await self._go_on():
-                await wait_for(changed, _IDLE_S)
+                await wait_for(stirred, _IDLE_S)
         elif state.phase is Phase.COLLECTING:
             current.tell("collecting updates")
             left_s = state.deadline_s - self._clock.now_s()
@@ -131,7 +131,7 @@ class Conductor:
         """The silos to invite, or None while more are waited for."""
         current = self._current
         present = [silo for silo in self._presence.present() if self._registry.active(silo)]
-        known = sum(self._registry.active(row.name) for row in self._registry.silos())
+        known = self._registry.count_active()
         waited_s = self._clock.monotonic_s() - current.gathering_since_s
         least = current.plan.quorum.min_silos
         if len(present) < least:

@@ -6,7 +6,9 @@ once, before the audit log is written: a disk that fills up there must not let t
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -16,11 +18,21 @@ from coordinator.rounds.journal import PAUSED, RUNNING, Journal, RunRow
 from coordinator.rounds.machine import Event, Phase, RoundState, UpdateAccepted, advance
 from coordinator.rounds.orders import rules_of
 from coordinator.rounds.planned import Planned, Plans
+from coordinator.rounds.together import Together
 from fedreid import faults
 from fedreid.audit import AuditLog, Field
 from fedreid.clock import Clock
+from fedreid.limits import CONCURRENT_TRANSFERS
 from fedreid.plan import Plan
-from fedreid.work import off_loop, to_the_end
+from fedreid.work import off_loop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Happening:
+    """An event, and the state that it is about, if it is about one alone."""
+
+    event: Event
+    seen: RoundState | None
 
 
 class Current:
@@ -32,8 +44,11 @@ class Current:
         self._clock = clock
         self.turn = asyncio.Lock()
         """Held from the look at what is so until what follows from it is in journal and memory."""
+        self._events = Together(self.turn, self._apply)
         self.changed = asyncio.Event()
-        """Set at the next change; then there is another one."""
+        """Set when run, phase or plan changes the next time; then there is another one."""
+        self.stirred = asyncio.Event()
+        """The same, and set as well when a silo has come: for who waits for silos."""
         self.activity = ""
         """What the coordinator does or waits for, for a person to read."""
         self.gathering_since_s = clock.monotonic_s()
@@ -73,6 +88,11 @@ class Current:
         return self.plans.of_round(self.next_number - under_way)
 
     @property
+    def transfers(self) -> int:
+        """How many silos may fetch at once, and how many may send."""
+        return CONCURRENT_TRANSFERS if self.run is None else self.plan.wire.transfers
+
+    @property
     def newest_plan(self) -> Planned:
         """The current run's plan as it was changed last.
 
@@ -95,22 +115,29 @@ class Current:
         """Let an event happen: journal first, then memory, then everybody who waits.
 
         ``seen`` is the state that the event is about; if the round has moved on since in what
-        counts, the event no longer matters.
+        counts, the event no longer matters. Events that come while one is committed go together
+        into the next commit, each after the one before it.
         """
-        async with self.turn:
-            # A call may be ended while it is in here; journal and memory must not part.
-            await to_the_end(self._apply(event, seen))
+        await self._events.bring(_Happening(event=event, seen=seen))
 
-    async def _apply(self, event: Event, seen: RoundState | None) -> None:
-        state = self.round
-        if state is None or (seen is not None and seen.updates != state.updates):
+    async def _apply(self, happenings: Sequence[_Happening]) -> None:
+        begun = self.round
+        if begun is None:
             return
-        after = self.after(state, event)
-        if after != state:
-            with _commit_of(event), _closing_intake(state, after):
-                await off_loop(self.journal.save_round, after)
-            self.take(after)
-            note_event(self.chronicle, state, event, after)
+        state, steps = begun, []
+        for each in happenings:
+            if each.seen is not None and each.seen.updates != state.updates:
+                continue
+            after = self.after(state, each.event)
+            if after != state:
+                steps.append((state, each.event, after))
+                state = after
+        if steps:
+            with _commit_of([event for _, event, _ in steps]), _closing_intake(begun, state):
+                await off_loop(self.journal.save_round, state)
+            self.take(state)
+            for step in steps:
+                note_event(self.chronicle, *step)
             await off_loop(self.chronicle.settle)
 
     def after(self, state: RoundState, event: Event) -> RoundState:
@@ -118,13 +145,18 @@ class Current:
         return advance(state, event, rules_of(self.plan, state), self._clock.now_s())
 
     def take(self, state: RoundState) -> None:
-        """Make a journalled state the current one."""
-        self.round = state
+        """Make a journalled state the current one.
+
+        Within a phase nobody's task changes but that of the silo whose update it was: then nobody
+        who waits is woken, for of a thousand silos each would be, a thousand times.
+        """
+        before, self.round = self.round, state
         metrics.ROUND_CURRENT.set(state.number)
         if state.ended:
             self.gathering_since_s = self._clock.monotonic_s()
             self._note_end(state)
-        self.notify()
+        if before is None or (before.number, before.phase) != (state.number, state.phase):
+            self.notify()
 
     def _note_end(self, state: RoundState) -> None:
         metrics.note_round(state, self._clock.now_s())
@@ -156,6 +188,12 @@ class Current:
         """Let everybody look again who waits for a change."""
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
+        self.stir()
+
+    def stir(self) -> None:
+        """Let the conductor look again who is there."""
+        stirred, self.stirred = self.stirred, asyncio.Event()
+        stirred.set()
 
 
 async def wait_for(changed: asyncio.Event, seconds: float) -> None:
@@ -167,8 +205,8 @@ async def wait_for(changed: asyncio.Event, seconds: float) -> None:
         return
 
 
-def _commit_of(event: Event) -> AbstractContextManager[None]:
-    if isinstance(event, UpdateAccepted):
+def _commit_of(events: Sequence[Event]) -> AbstractContextManager[None]:
+    if any(isinstance(event, UpdateAccepted) for event in events):
         return faults.step("upload.accept.commit")
     return faults.step("round.commit")
 

@@ -15,7 +15,7 @@ from coordinator.rounds.current import Current
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
-from coordinator.rounds.spool import check_room
+from coordinator.rounds.spool import check_room, has_ample_room
 from coordinator.rounds.validation import check_manifest, check_values
 from fedreid import faults
 from fedreid.contract import UpdateReport
@@ -35,7 +35,7 @@ from fedreid.v1 import tensors_pb2
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.stream import PartialFile
-from fedreid.wire.tensors import TensorFile
+from fedreid.wire.tensors import Layout, TensorFile
 from fedreid.work import off_loop
 
 _SEND_AGAIN = BROKEN_LINE | {Refusal.NOT_INVITED, Refusal.STALE}
@@ -85,6 +85,23 @@ class Opening:
     offset: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """The unfinished updates in the spool of one round; those of before a restart as well."""
+
+    folder: Path
+    by_silo: dict[str, set[Path]]
+
+    @classmethod
+    def found_in(cls, folder: Path) -> "_Parts":
+        """What lies in a folder: it is read once, for a thousand silos ask."""
+        by_silo: dict[str, set[Path]] = {}
+        for path in folder.glob("*.part"):
+            silo = path.name.removesuffix(".part").rpartition("-")[0]
+            by_silo.setdefault(silo, set()).add(path)
+        return cls(folder=folder, by_silo=by_silo)
+
+
 class Intake:
     """Receives updates: one of each silo, the work on a few at once."""
 
@@ -96,6 +113,7 @@ class Intake:
         self._busy: set[SiloName] = set()
         self._slots = asyncio.Semaphore(CONCURRENT_UPLOADS)
         self._opening = asyncio.Lock()
+        self._parts: _Parts | None = None
         self._late: set[tuple[SiloName, str, int]] = set()
 
     async def open(self, announcement: Announcement) -> Opening:
@@ -113,12 +131,12 @@ class Intake:
             await self._note_late(announcement)
         if standing is not Standing.SEND:
             return Opening(standing=standing, upload_id=upload_id)
-        await off_loop(self._check_form, announcement, self._current.plan)
+        layout = await off_loop(self._check_form, announcement, self._current.plan)
         part = self._part_path(announcement)
+        self._keep_one_part(announcement.silo, part)
         async with self._opening:  # or two would be promised the same room
-            if announcement.silo not in self._busy:
-                self._remove_other_parts(announcement.silo, part)
-            await off_loop(check_room, part.parent, self._promised(announcement))
+            if not await off_loop(has_ample_room, part.parent, self._still_to_come(), layout):
+                await off_loop(check_room, part.parent, self._promised(announcement))
             self._announced[announcement.silo] = announcement
         held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
@@ -247,7 +265,8 @@ class Intake:
             move_file(ready, update_path(self._folders, state, announcement.silo))
         return digest
 
-    def _check_form(self, announcement: Announcement, plan: Plan) -> None:
+    def _check_form(self, announcement: Announcement, plan: Plan) -> Layout:
+        """The layout of the model that the update changes, which it fits."""
         if announcement.manifest.encoding not in (plan.wire.upload, "fp32"):
             raise UpdateRefused(
                 Refusal.ENCODING,
@@ -256,6 +275,7 @@ class Intake:
             )
         base = self._models.layout(Digest(announcement.base_digest))
         check_manifest(announcement.manifest, base, plan.aggregation.bn)
+        return base
 
     def _standing(self, announcement: Announcement) -> Standing:
         state = self._current.round
@@ -263,7 +283,7 @@ class Intake:
             return Standing.STALE
         if state.accepted(announcement.silo) is not None:
             return Standing.ACCEPTED
-        if announcement.silo not in state.invited:
+        if not state.invites(announcement.silo):
             raise UpdateRefused(
                 Refusal.NOT_INVITED, f"The silo {announcement.silo} is not part of this round"
             )
@@ -276,6 +296,11 @@ class Intake:
         accepted = None if state is None else state.accepted(announcement.silo)
         digest = announcement.manifest.payload_digest
         return accepted is not None and accepted.payload_digest == digest
+
+    def _still_to_come(self) -> int:
+        """How many updates the round can still take."""
+        state = self._current.round
+        return 0 if state is None else len(state.invited) - len(state.updates)
 
     def _promised(self, announcement: Announcement) -> list[tuple[Manifest, Path]]:
         """The unfinished updates of the round, with the one that is announced now."""
@@ -290,11 +315,16 @@ class Intake:
         ]
         return [(each.manifest, self._part_path(each)) for each in (announcement, *others)]
 
-    def _remove_other_parts(self, silo: SiloName, kept: Path) -> None:
+    def _keep_one_part(self, silo: SiloName, kept: Path) -> None:
         """One unfinished update of each silo at a time, so that none can fill the disk."""
-        for path in kept.parent.glob(f"{silo}-*.part"):
-            if path != kept and path.name.removesuffix(".part").rpartition("-")[0] == silo:
+        if self._parts is None or self._parts.folder != kept.parent:
+            self._parts = _Parts.found_in(kept.parent)
+        parts = self._parts.by_silo.setdefault(silo, set())
+        parts.add(kept)
+        if silo not in self._busy:
+            for path in parts - {kept}:
                 remove_file(path)
+                parts.remove(path)
 
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)

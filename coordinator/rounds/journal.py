@@ -6,6 +6,7 @@ on from there. ``coordinator.rounds.database`` keeps them, so that none is lost 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -25,6 +26,7 @@ from coordinator.rounds.tables import (
 from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError, TokenRefused
 
+_NEWEST = ""
 _BACKED_UP, _RESTORED = "backed_up_ms", "restored_ms"
 
 
@@ -116,6 +118,7 @@ class Journal:
             StorageError: it can't be opened, is damaged, or a newer coordinator's.
         """
         self._database = Database(path)
+        self._known_models: dict[str, ModelRow] = {}
 
     def close(self) -> None:
         """Release the file."""
@@ -217,6 +220,7 @@ class Journal:
         with self._database.commit() as connection:
             connection.execute(inserted(RUNS, run))
             connection.execute(inserted(MODELS, model))
+        self._known_models = {}
 
     def set_run_state(self, name: str, state: str, reason: str) -> None:
         """Change a run's state."""
@@ -250,12 +254,15 @@ class Journal:
             connection.execute(replaced(ROUNDS, values))
             for model in models:
                 connection.execute(inserted(MODELS, model))
+        if models:
+            self._known_models = {}
 
     def add_models(self, models: Sequence[ModelRow]) -> None:
         """Store further releases of models."""
         with self._database.commit() as connection:
             for model in models:
                 connection.execute(inserted(MODELS, model))
+        self._known_models = {}
 
     def newest_round(self, run: str) -> RoundState | None:
         """The run's last round."""
@@ -288,8 +295,7 @@ class Journal:
     def newest_model(self) -> ModelRow | None:
         """The model that was published last."""
         query = sa.select(MODELS).order_by(MODELS.c.version.desc()).limit(1)
-        rows = self._database.rows(MODELS, query)
-        return ModelRow(**rows[0]) if rows else None
+        return self._known_model(_NEWEST, query)
 
     def model(self, digest: str) -> ModelRow | None:
         """The newest release of the model with this digest."""
@@ -299,8 +305,17 @@ class Journal:
             .order_by(MODELS.c.version.desc())
             .limit(1)
         )
-        rows = self._database.rows(MODELS, query)
-        return ModelRow(**rows[0]) if rows else None
+        return self._known_model(digest, query)
+
+    def _known_model(self, name: str, query: sa.Select[Any]) -> ModelRow | None:
+        """What a query gives, kept until models are added: every silo asks for it in each round."""
+        known = self._known_models  # another one as soon as a commit has added to the table
+        if name not in known:
+            rows = self._database.rows(MODELS, query)
+            if not rows:  # nor is every name kept that somebody makes up
+                return None
+            known[name] = ModelRow(**rows[0])
+        return known[name]
 
     def models(self) -> list[ModelRow]:
         """Every published model, newest first."""

@@ -6,6 +6,7 @@ a crash leaves a file that nobody refers to, and the same step done again gives 
 the round has made stays in its own folder until the round has ended.
 """
 
+import functools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +27,18 @@ from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
 from fedreid.wire.stream import send_chunks
-from fedreid.wire.tensors import Layout, TensorFile, layout_of
+from fedreid.wire.tensors import Layout, TensorFile
 
 _SEE_MODELS = "See: coordinator model list."
+_KNOWN = 8  # models of the round: its own, and its clusters'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """Where what lies in a model's file."""
+
+    layout: Layout
+    data_offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +62,9 @@ class Models:
         self._journal = journal
         self._federation = federation
         self._key = key
+        # Every silo asks for the same few in each round; a digest says what lies in its file.
+        self._shape = functools.lru_cache(_KNOWN)(self._read_shape)
+        self._told = functools.lru_cache(_KNOWN)(self._tell)
 
     def path(self, digest: Digest) -> Path:
         """The canonical file of a published model."""
@@ -63,7 +76,11 @@ class Models:
 
     def layout(self, digest: Digest) -> Layout:
         """Names and shapes of a published model."""
-        return layout_of(self.path(digest))
+        return self._shape(digest).layout
+
+    def _read_shape(self, digest: Digest) -> "_Shape":
+        with TensorFile(self.path(digest)) as file:
+            return _Shape(layout=file.layout, data_offset=file.data_offset)
 
     def place(self, staged: Path, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
         """Give a finished model its name and sign it as the federation's next version.
@@ -152,17 +169,23 @@ class Models:
         row = self._journal.model(digest)
         if row is None or not self.path(digest).exists():
             raise UsageError(f"There is no published model {digest[:12]}…")
+        payload, signed = self._told(row, encoding)
+        self.check(digest, payload)
+        return signed
+
+    def _tell(
+        self, row: ModelRow, encoding: Encoding
+    ) -> tuple[ReleasePayload, federation_pb2.SignedRelease]:
         payload = _stated(row).payload(encoding)
         if payload is None:
-            raise UsageError(f"The model {digest[:12]}… is not published in {encoding}")
-        self.check(digest, payload)
+            raise UsageError(f"The model {row.digest[:12]}… is not published in {encoding}")
         manifest = Manifest(
-            layout=self.layout(digest),
+            layout=self.layout(Digest(row.digest)),
             encoding=encoding,
             byte_count=payload.byte_count,
             payload_digest=payload.payload_digest,
         )
-        return federation_pb2.SignedRelease(
+        return payload, federation_pb2.SignedRelease(
             release=row.release, signature=row.signature, manifest=manifest.to_wire()
         )
 
@@ -242,10 +265,10 @@ class Models:
         )
 
     def _payload_place(self, digest: Digest, encoding: Encoding) -> tuple[Path, int, int]:
-        with TensorFile(self.path(digest)) as file:
-            if encoding == "fp32":
-                return file.path, file.data_offset, file.layout.size_bytes
-            size = payload_bytes(file.layout, encoding)
+        shape = self._shape(digest)
+        if encoding == "fp32":
+            return self.path(digest), shape.data_offset, shape.layout.size_bytes
+        size = payload_bytes(shape.layout, encoding)
         path = self.encoded_path(digest, encoding)
         if not path.exists() or path.stat().st_size != size:
             raise StorageError(f"The payload {path} is missing or truncated")

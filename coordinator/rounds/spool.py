@@ -11,6 +11,7 @@ from fedreid.errors import StorageError, storage_errors
 from fedreid.files import free_bytes
 from fedreid.limits import SPOOL_KEPT_FREE_BYTES
 from fedreid.wire.manifest import Manifest
+from fedreid.wire.tensors import Layout
 
 
 def bytes_to_come(manifest: Manifest, part: Path) -> int:
@@ -18,6 +19,14 @@ def bytes_to_come(manifest: Manifest, part: Path) -> int:
     held = part.stat().st_size if part.exists() else 0
     decoded = 0 if manifest.encoding == "fp32" else manifest.layout.size_bytes
     return max(0, manifest.byte_count - held) + decoded
+
+
+def has_ample_room(folder: Path, updates: int, layout: Layout) -> bool:
+    """Whether so many updates fit, however little of them is there: the payload and its copy.
+
+    A thousand silos each ask, and looking at each other's parts would be a million looks.
+    """
+    return 2 * updates * layout.size_bytes <= free_bytes(folder) - SPOOL_KEPT_FREE_BYTES
 
 
 def check_room(folder: Path, updates: Iterable[tuple[Manifest, Path]]) -> None:

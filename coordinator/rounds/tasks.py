@@ -50,7 +50,7 @@ def evaluation_awaited(
     return (
         run.state == FINISHED
         and state.phase is Phase.PUBLISHED
-        and silo in state.invited
+        and state.invites(silo)
         and (state.number, silo) not in evaluated
     )
 

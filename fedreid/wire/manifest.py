@@ -1,5 +1,6 @@
 """What does a payload hold? The manifest goes before its first byte and bounds all that follows."""
 
+import functools
 from dataclasses import dataclass
 
 from fedreid.errors import Refusal, UpdateRefused
@@ -18,6 +19,8 @@ _FROM_WIRE: dict[int, Encoding] = {value: name for name, value in _TO_WIRE.items
 
 ENCODINGS: tuple[Encoding, ...] = tuple(_TO_WIRE)
 """Every encoding that this software can write and read."""
+
+_KNOWN = 8  # layouts, of which a federation has one: every silo names the same in each round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +55,8 @@ class Manifest:
         encoding = encoding_from_wire(message.encoding)
         if len(message.tensors) > MANIFEST_TENSORS:
             raise UpdateRefused(Refusal.MANIFEST, "The manifest names too many tensors")
-        specs = tuple(TensorSpec(spec.name, tuple(spec.shape)) for spec in message.tensors)
-        layout = Layout.of(specs)
-        if layout.specs != specs:
-            raise UpdateRefused(Refusal.TENSOR_NAMES, "The manifest's tensors are not sorted")
+        named = tensors_pb2.Manifest(tensors=message.tensors)
+        layout = _layout_named(named.SerializeToString(deterministic=True))
         if not is_digest(message.payload_digest):
             raise UpdateRefused(Refusal.DIGEST, "The manifest's payload digest is no digest")
         expected = payload_bytes(layout, encoding)
@@ -70,6 +71,17 @@ class Manifest:
             byte_count=message.byte_count,
             payload_digest=Digest(message.payload_digest),
         )
+
+
+@functools.lru_cache(_KNOWN)
+def _layout_named(manifest: bytes) -> Layout:
+    """The layout of a serialised manifest's tensors; UpdateRefused if they make none."""
+    message = tensors_pb2.Manifest.FromString(manifest)
+    specs = tuple(TensorSpec(spec.name, tuple(spec.shape)) for spec in message.tensors)
+    layout = Layout.of(specs)
+    if layout.specs != specs:
+        raise UpdateRefused(Refusal.TENSOR_NAMES, "The manifest's tensors are not sorted")
+    return layout
 
 
 def encoding_to_wire(encoding: Encoding) -> tensors_pb2.Encoding.ValueType:
