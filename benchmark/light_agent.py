@@ -208,13 +208,12 @@ class LightAgent:
 
     async def _deliver(self, task: TrainTask, base: Base) -> None:
         share = derive_seed(task.seed, self._silo, task.round) % 1000 / 1000
-        update = base.values + np.float32(_STEP * (0.5 + share))
-        payload = update.view(np.uint8).data
+        step = np.float32(_STEP * (0.5 + share))
         manifest = Manifest(
             layout=base.layout,
             encoding="fp32",
-            byte_count=len(payload),
-            payload_digest=Digest(blake3.blake3(payload).hexdigest()),
+            byte_count=base.layout.size_bytes,
+            payload_digest=Digest(blake3.blake3(_payload(base, step)).hexdigest()),
         )
         report = UpdateReport(
             num_images=100, cosine_distance=0.1 + share, train_loss=1.0, num_steps=4
@@ -229,7 +228,11 @@ class LightAgent:
         opening = await self._timed("OpenUpload", self._stub.OpenUpload(request, timeout=CALL_S))
         if opening.state == pb.UPLOAD_STATE_SEND:
             with calling(self._federation.address):
-                answer = await self._stub.SendUpload(_messages(opening, payload))
+                turn = asyncio.Event()
+                call = self._stub.SendUpload(_messages(opening, base, step, turn))
+                await call.initial_metadata()
+                turn.set()
+                answer = await call
             state = answer.state
         else:
             state = opening.state
@@ -271,10 +274,16 @@ class LightAgent:
         return answer
 
 
+def _payload(base: Base, step: np.float32) -> memoryview:
+    return (base.values + step).view(np.uint8).data
+
+
 async def _messages(
-    opening: pb.OpenUploadResponse, payload: memoryview
+    opening: pb.OpenUploadResponse, base: Base, step: np.float32, turn: asyncio.Event
 ) -> AsyncIterator[pb.SendUploadRequest]:
     yield pb.SendUploadRequest(upload_id=opening.upload_id)
+    await turn.wait()
+    payload = _payload(base, step)  # again: five hundred of them at once are no light agents
     for offset in range(opening.offset, len(payload), CHUNK_BYTES):
         data = bytes(payload[offset : offset + CHUNK_BYTES])
         chunk = tensors_pb2.Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)

@@ -1,8 +1,8 @@
 """How do many light agents run in one process? ``python -m benchmark.light_agents CROWD SEEN``.
 
-All are connected before any takes part; then a line is printed, and the work begins when a line
-comes in. In the end what was measured is written as JSON. How late the process's own event loop
-is, is measured beside, for a call can't be answered sooner than its caller looks.
+Each takes part as soon as it is connected, a few connect at once; when all are, a line is printed.
+In the end what was measured is written as JSON. How late the process's own event loop comes round
+is measured beside, for a call can't be answered sooner than its caller looks.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def live(crowd: Crowd) -> Seen:
-    """Connect all, wait for the word, take part until the run is over."""
+    """Connect all, and take part until the run is over."""
     federation = Federation(address=crowd.address, name=crowd.federation, model_key=crowd.model_key)
     measured, shelf = Measured(), Shelf()
     agents = [
@@ -76,16 +76,16 @@ async def live(crowd: Crowd) -> Seen:
     ]
     connecting = asyncio.Semaphore(_CONNECTING_AT_ONCE)
 
-    async def connect(agent: LightAgent) -> None:
+    async def connect(agent: LightAgent) -> "asyncio.Task[None]":
         async with connecting:
             await agent.connect()
+        return asyncio.create_task(agent.take_part())
 
-    await asyncio.gather(*map(connect, agents))
+    taking_part = await asyncio.gather(*map(connect, agents))
     print("connected", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
     lateness_s: list[float] = []
     watching = asyncio.create_task(_watch(lateness_s))
-    await asyncio.gather(*(agent.take_part() for agent in agents))
+    await asyncio.gather(*taking_part)
     watching.cancel()
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Seen(

@@ -202,10 +202,6 @@ def _run(
         for crowd in crowds:
             _expect(crowd, "connected")
         local.start_run(plan)
-        for crowd in crowds:
-            assert crowd.stdin is not None
-            crowd.stdin.write("go\n")
-            crowd.stdin.flush()
         watch = _Watch(local, crowds, rounds=rounds, tell=tell)
         watch.until_over()
         seen = [
@@ -257,7 +253,7 @@ def _crowd(
                 str(path),
                 str(_seen_path(local, number)),
             ],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -217,6 +217,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if first is None:
             raise RunError("The upload was empty", next_step="Send its name in the first message.")
         async with self._intake.judging(silo), self._uploads.turn() as turn:
+            await context.send_initial_metadata(())  # by which the silo hears that it may send
             standing = await self._intake.receive(
                 silo, first.upload_id, self._chunks(silo, first, request_iterator, turn)
             )

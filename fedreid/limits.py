@@ -143,13 +143,13 @@ it waits for a silo, so that a silent one keeps nobody from theirs."""
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""
 
-CONCURRENT_TRANSFERS = 16
-"""Models, and updates, that move at once unless the plan says another number: enough to fill any
-line, and few enough that a thousand silos that begin together keep nobody's calls waiting."""
+CONCURRENT_TRANSFERS = 8
+"""Models, and updates, that move at once unless the plan says another number, beside those on slow
+lines: they fill the coordinator's processor, and other calls still have their turn in time."""
 
-TURN_STALL_S = 1.0
+TURN_STALL_S = 0.25
 """A transfer whose next message takes longer loses its turn to the next in line, and goes on
-without: at 1 MiB/s sixteen of them would hold up a thousand others for hours."""
+without: below 4 MiB/s it takes little of the coordinator, and would keep others waiting for hours."""
 
 TURN_WAIT_S = 1800.0
 """How long a transfer waits for its turn: a thousand ResNet-50 updates (94 GB) take a quarter of an

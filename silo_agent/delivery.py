@@ -5,6 +5,7 @@ with its numbers, and the figures of measured models. What the other calls carry
 progress) is named in docs/egress.md.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,14 +151,19 @@ class Delivery:
             opening = await stub.OpenUpload(request, timeout=CALL_S)
             if opening.state != pb.UPLOAD_STATE_SEND:
                 return opening.state
-            answer = await stub.SendUpload(self._messages(opening, parcel))
+            turn = asyncio.Event()
+            call = stub.SendUpload(self._messages(opening, parcel, turn))
+            await call.initial_metadata()  # they come when it is this silo's turn
+            turn.set()
+            answer = await call
         faults.point("upload.ack.received")
         return answer.state
 
     async def _messages(
-        self, opening: pb.OpenUploadResponse, parcel: Parcel
+        self, opening: pb.OpenUploadResponse, parcel: Parcel, turn: asyncio.Event
     ) -> AsyncIterator[pb.SendUploadRequest]:
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
+        await turn.wait()
         size = parcel.manifest.byte_count
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
         async for chunk in chunks:

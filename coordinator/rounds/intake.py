@@ -35,7 +35,7 @@ from fedreid.v1 import tensors_pb2
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.stream import PartialFile
-from fedreid.wire.tensors import Layout, TensorFile
+from fedreid.wire.tensors import TensorFile
 from fedreid.work import off_loop
 
 _SEND_AGAIN = BROKEN_LINE | {Refusal.NOT_INVITED, Refusal.STALE}
@@ -131,13 +131,14 @@ class Intake:
             await self._note_late(announcement)
         if standing is not Standing.SEND:
             return Opening(standing=standing, upload_id=upload_id)
-        layout = await off_loop(self._check_form, announcement, self._current.plan)
         part = self._part_path(announcement)
+        ample = await off_loop(self._checked, announcement, self._current.plan, part.parent)
         self._keep_one_part(announcement.silo, part)
-        async with self._opening:  # or two would be promised the same room
-            if not await off_loop(has_ample_room, part.parent, self._still_to_come(), layout):
+        if not ample:
+            async with self._opening:  # or two would be promised the same room
                 await off_loop(check_room, part.parent, self._promised(announcement))
-            self._announced[announcement.silo] = announcement
+                self._announced[announcement.silo] = announcement
+        self._announced[announcement.silo] = announcement
         held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
@@ -265,8 +266,15 @@ class Intake:
             move_file(ready, update_path(self._folders, state, announcement.silo))
         return digest
 
-    def _check_form(self, announcement: Announcement, plan: Plan) -> Layout:
-        """The layout of the model that the update changes, which it fits."""
+    def _checked(self, announcement: Announcement, plan: Plan, folder: Path) -> bool:
+        """Check an announcement; whether the disk has room for every update of the round."""
+        self._check_form(announcement, plan)
+        state = self._current.round
+        awaited = 0 if state is None else len(state.invited) - len(state.updates)
+        base = self._models.layout(Digest(announcement.base_digest))
+        return has_ample_room(folder, awaited, base)
+
+    def _check_form(self, announcement: Announcement, plan: Plan) -> None:
         if announcement.manifest.encoding not in (plan.wire.upload, "fp32"):
             raise UpdateRefused(
                 Refusal.ENCODING,
@@ -275,7 +283,6 @@ class Intake:
             )
         base = self._models.layout(Digest(announcement.base_digest))
         check_manifest(announcement.manifest, base, plan.aggregation.bn)
-        return base
 
     def _standing(self, announcement: Announcement) -> Standing:
         state = self._current.round
@@ -296,11 +303,6 @@ class Intake:
         accepted = None if state is None else state.accepted(announcement.silo)
         digest = announcement.manifest.payload_digest
         return accepted is not None and accepted.payload_digest == digest
-
-    def _still_to_come(self) -> int:
-        """How many updates the round can still take."""
-        state = self._current.round
-        return 0 if state is None else len(state.invited) - len(state.updates)
 
     def _promised(self, announcement: Announcement) -> list[tuple[Manifest, Path]]:
         """The unfinished updates of the round, with the one that is announced now."""

@@ -46,7 +46,10 @@ class FederationStub:
     OpenUpload: _grpc.UnaryUnaryMultiCallable[_federation_pb2.OpenUploadRequest, _federation_pb2.OpenUploadResponse]
     """Announces an update; answers where to go on, or why it will not count."""
     SendUpload: _grpc.StreamUnaryMultiCallable[_federation_pb2.SendUploadRequest, _federation_pb2.SendUploadResponse]
-    """The payload of an opened upload; answered after the update is durably accepted."""
+    """The payload of an opened upload; answered after the update is durably accepted. The first
+    message names the upload; who then waits for the call's initial metadata, which come when it is
+    its turn, keeps what it has to send out of the coordinator's memory until then.
+    """
     ReportEvaluation: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]
     """Numbers measured on the silo's own query and gallery."""
     Decline: _grpc.UnaryUnaryMultiCallable[_federation_pb2.DeclineRequest, _federation_pb2.DeclineResponse]
@@ -72,7 +75,10 @@ class FederationAsyncStub(FederationStub):
     OpenUpload: _aio.UnaryUnaryMultiCallable[_federation_pb2.OpenUploadRequest, _federation_pb2.OpenUploadResponse]  # type: ignore[assignment]
     """Announces an update; answers where to go on, or why it will not count."""
     SendUpload: _aio.StreamUnaryMultiCallable[_federation_pb2.SendUploadRequest, _federation_pb2.SendUploadResponse]  # type: ignore[assignment]
-    """The payload of an opened upload; answered after the update is durably accepted."""
+    """The payload of an opened upload; answered after the update is durably accepted. The first
+    message names the upload; who then waits for the call's initial metadata, which come when it is
+    its turn, keeps what it has to send out of the coordinator's memory until then.
+    """
     ReportEvaluation: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]  # type: ignore[assignment]
     """Numbers measured on the silo's own query and gallery."""
     Decline: _aio.UnaryUnaryMultiCallable[_federation_pb2.DeclineRequest, _federation_pb2.DeclineResponse]  # type: ignore[assignment]
@@ -131,7 +137,10 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_federation_pb2.SendUploadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.SendUploadResponse, _abc.Awaitable[_federation_pb2.SendUploadResponse]]:
-        """The payload of an opened upload; answered after the update is durably accepted."""
+        """The payload of an opened upload; answered after the update is durably accepted. The first
+        message names the upload; who then waits for the call's initial metadata, which come when it is
+        its turn, keeps what it has to send out of the coordinator's memory until then.
+        """
 
     @_abc_1.abstractmethod
     def ReportEvaluation(

@@ -52,6 +52,13 @@ class Call:
         self.handled = asyncio.Event()
 
 
+class _Context:
+    """A call's other side, which is told nothing but the answer here."""
+
+    async def send_initial_metadata(self, metadata: Sequence[Any]) -> None:
+        """The silo of a schedule has all its messages on their way already."""
+
+
 class _Rollover:
     """No authority is ever replaced here."""
 
@@ -179,7 +186,7 @@ class Server(Program):
     async def _handled(self, call: Call, method: str, requests: Sequence[Any]) -> Any:
         handler = getattr(self._servicer, method)
         if method == "SendUpload":
-            return await handler(self._incoming(call, requests), None)
+            return await handler(self._incoming(call, requests), _Context())
         if method != "FetchModel":
             return await handler(requests[0], None)
         answers = []
