@@ -5,7 +5,6 @@ Letters: N images of a batch, C identities of the silo, D feature width, P width
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedreid import faults
+from fedreid.ahead import made_ahead
 from fedreid.errors import JobFailed
 from fedreid.plan import TrainingPlan
 from fedreid.reid.backbone import ReIDBackbone
@@ -165,12 +165,7 @@ def _prepared(
             random_after=numpy_state(random),
         )
 
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(make, batches[0])
-        for indices_N in batches[1:]:
-            ready, coming = coming, maker.submit(make, indices_N)
-            yield ready.result()
-        yield coming.result()
+    return made_ahead(make, batches)
 
 
 def _optimiser(learner: Learner, plan: TrainingPlan, factor: float) -> torch.optim.Optimizer:
