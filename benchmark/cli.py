@@ -158,7 +158,6 @@ def training(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare our training's images/s with a plain PyTorch loop's, data loading included."""
-    launch.prepare()
     from benchmark.training import measure_training, rows, trial_of
 
     result = measure_training(trial_of(model, images, batch, threads, epochs), err.print)
