@@ -168,6 +168,31 @@ def training(
 
 
 @app.command()
+def distillation(
+    model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet18",
+    teachers: Annotated[str, typer.Option(help="Numbers of teachers, such as 2,8.")] = "2,8,32",
+    images: Annotated[int, typer.Option(help="Public images.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
+    epochs: Annotated[int, typer.Option(help="Passes of the student over them.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Runs of each loop; the median counts.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare our distillation with a loop that asks all teachers for each batch."""
+    from benchmark.distilling import distilling_trial, measure_distilling, table_of
+
+    trial = distilling_trial(
+        model, images, teachers, batch=batch, epochs=epochs, threads=threads, repeats=repeats
+    )
+    results = measure_distilling(trial, err.print)
+    if as_json:
+        print_json([asdict(result) for result in results])
+        return
+    columns, lines = table_of(results)
+    print_table(f"{model} at 256×128, {images} public images", columns, lines)
+
+
+@app.command()
 def indexing(
     files: Annotated[int, typer.Option(min=1, help="Images of each folder.")] = 100_000,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is indexed.")] = 5,

@@ -5,10 +5,11 @@ compare well: a loop that waits for its turn spends none.
 """
 
 import resource
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from fedreid.jobs import Report
+from fedreid.jobs import Progress, Report
 
 _MAXRSS_BYTES = 1024
 """Linux's unit of resident memory."""
@@ -33,6 +34,15 @@ def spent_on(work: Callable[[], object]) -> Spent:
         cpu_s=_cpu_s() - before_s,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES / 1e6,
     )
+
+
+def median_of(times: Sequence[Spent], what: str) -> float:
+    """The median of one of its figures."""
+    return statistics.median(getattr(one, what) for one in times)
+
+
+def unheard(progress: Progress) -> None:
+    """Take no notice of progress: what is timed tells none."""
 
 
 def _cpu_s() -> float:

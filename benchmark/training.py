@@ -8,7 +8,6 @@ alone as well: what it could feed, were training free. Ours is measured in bf16 
 """
 
 import asyncio
-import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,11 +16,11 @@ from typing import get_args
 
 import msgspec
 
-from benchmark.spending import Spent
+from benchmark.spending import Spent, median_of, unheard
 from benchmark.training_loops import SEED, EpochJob, OurLoop, PlainLoop
 from fedreid.datasets.synthetic import SyntheticSpec, render
 from fedreid.errors import UsageError
-from fedreid.jobs import Progress, Worker
+from fedreid.jobs import Worker
 from fedreid.plan import BackbonePlan, TrainingPlan
 from silo_agent.learning.group import ALONE
 
@@ -92,7 +91,7 @@ def measure_training(trial: Trial, tell: Callable[[str], None]) -> Throughput:
         tell(f"rendering {trial.images} images")
         silo = _rendered(Path(folder) / "silos", trial)
         spent = asyncio.run(_timed(trial, silo, tell))
-    wall = {loop: trial.images / _median(times, "wall_s") for loop, times in spent.items()}
+    wall = {loop: trial.images / median_of(times, "wall_s") for loop, times in spent.items()}
     ours, plain = spent["ours"], spent["plain_loop"]
     return Throughput(
         model=trial.backbone.name,
@@ -101,7 +100,7 @@ def measure_training(trial: Trial, tell: Callable[[str], None]) -> Throughput:
         threads=trial.training.threads,
         device=str(ALONE.device()),
         ratio=wall["ours"] / wall["plain_loop"],
-        cpu_ratio=_median(plain, "cpu_s") / _median(ours, "cpu_s"),
+        cpu_ratio=median_of(plain, "cpu_s") / median_of(ours, "cpu_s"),
         ours_peak_mb=ours[-1].peak_mb,
         plain_peak_mb=plain[-1].peak_mb,
         **wall,
@@ -144,7 +143,7 @@ async def _timed(trial: Trial, silo: Path, tell: Callable[[str], None]) -> dict[
             backbone=trial.backbone,
             training=trial.training,
         )
-        return await worker_of[loop].run(job, Spent, _deaf)
+        return await worker_of[loop].run(job, Spent, unheard)
 
     try:
         tell("warming up")
@@ -161,14 +160,6 @@ async def _timed(trial: Trial, silo: Path, tell: Callable[[str], None]) -> dict[
         for worker in workers.values():
             await worker.close()
     return spent
-
-
-def _deaf(progress: Progress) -> None:
-    """An epoch of a loop tells nothing."""
-
-
-def _median(times: list[Spent], of: str) -> float:
-    return statistics.median(getattr(one, of) for one in times)
 
 
 def _rendered(out: Path, trial: Trial) -> Path:
