@@ -155,12 +155,16 @@ def training(
     batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of each loop; the median counts.")] = 3,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Ours with torch.compile, anew in each epoch.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare our training's images/s with a plain PyTorch loop's, data loading included."""
     from benchmark.training import measure_training, rows, trial_of
 
-    result = measure_training(trial_of(model, images, batch, threads, epochs), err.print)
+    trial = trial_of(model, images, batch, threads, epochs, compiled=compiled)
+    result = measure_training(trial, err.print)
     if as_json:
         print_json(asdict(result))
         return

@@ -62,9 +62,12 @@ class Trial:
     training: TrainingPlan
     images: int
     repeats: int
+    compiled: bool
 
 
-def trial_of(model: str, images: int, batch: int, threads: int, repeats: int) -> Trial:
+def trial_of(
+    model: str, images: int, batch: int, threads: int, repeats: int, *, compiled: bool = False
+) -> Trial:
     """The ``paper`` recipe at 256×128 on this machine's first GPU, or its CPU.
 
     Raises:
@@ -77,7 +80,11 @@ def trial_of(model: str, images: int, batch: int, threads: int, repeats: int) ->
     if images < 2 or repeats < 1 or threads < 1:
         raise UsageError("An epoch needs two images, and a measurement one epoch and one thread")
     return Trial(
-        backbone=BackbonePlan(name=model), training=training, images=images, repeats=repeats
+        backbone=BackbonePlan(name=model),
+        training=training,
+        images=images,
+        repeats=repeats,
+        compiled=compiled,
     )
 
 
@@ -142,6 +149,7 @@ async def _timed(trial: Trial, silo: Path, tell: Callable[[str], None]) -> dict[
             images=trial.images,
             backbone=trial.backbone,
             training=trial.training,
+            compiled=trial.compiled,
         )
         return await worker_of[loop].run(job, Spent, unheard)
 

@@ -48,6 +48,8 @@ class EpochJob(Job, frozen=True, kw_only=True):
     images: int
     backbone: BackbonePlan
     training: TrainingPlan
+    compiled: bool = False
+    """Ours as an agent with ``compiled = true`` trains: anew in each epoch, as each round is."""
 
 
 class Timekeeper:
@@ -135,6 +137,7 @@ class _Ours:
             seed=SEED,
             device=ALONE.device(),
             tell=lambda done, total, loss: None,
+            compiled=self._job.compiled,
         )
 
     def feed(self) -> None:
