@@ -155,13 +155,16 @@ def training(
     batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of each loop; the median counts.")] = 3,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Ours with torch.compile, anew in each epoch.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare our training's images/s with a plain PyTorch loop's, data loading included."""
-    launch.prepare()
     from benchmark.training import measure_training, rows, trial_of
 
-    result = measure_training(trial_of(model, images, batch, threads, epochs), err.print)
+    trial = trial_of(model, images, batch, threads, epochs, compiled=compiled)
+    result = measure_training(trial, err.print)
     if as_json:
         print_json(asdict(result))
         return
@@ -185,6 +188,31 @@ def serving_load(
         return
     title = f"{load.silos} silos, {load.model}, {load.model_bytes:,} bytes, {load.rounds} rounds"
     print_table(title, ("measured", ""), rows(load))
+
+
+@app.command()
+def distillation(
+    model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet18",
+    teachers: Annotated[str, typer.Option(help="Numbers of teachers, such as 2,8.")] = "2,8,32",
+    images: Annotated[int, typer.Option(help="Public images.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
+    epochs: Annotated[int, typer.Option(help="Passes of the student over them.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Runs of each loop; the median counts.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare our distillation with a loop that asks all teachers for each batch."""
+    from benchmark.distilling import distilling_trial, measure_distilling, table_of
+
+    trial = distilling_trial(
+        model, images, teachers, batch=batch, epochs=epochs, threads=threads, repeats=repeats
+    )
+    results = measure_distilling(trial, err.print)
+    if as_json:
+        print_json([asdict(result) for result in results])
+        return
+    columns, lines = table_of(results)
+    print_table(f"{model} at 256×128, {images} public images", columns, lines)
 
 
 @app.command()

@@ -39,6 +39,7 @@ from fedreid.files import digest_of, make_folder, remove_folder, replacing, writ
 from fedreid.jobs import Job, Progress, ReportT
 from fedreid.names import Digest
 from fedreid.plan import Plan
+from fedreid.reid.settling import settle_torch
 from fedreid.wire.encoding import decode, encode, payload_bytes
 from fedreid.wire.tensors import Layout, TensorFile, layout_of
 from silo_agent import config as agent
@@ -46,7 +47,7 @@ from silo_agent.budget import PrivacyBudget
 from silo_agent.egress import Parcel, pack
 from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
 from silo_agent.learning.local_round import has_own_batch_norm
-from silo_agent.learning.worker import SiloWorker, make_deterministic
+from silo_agent.learning.worker import SiloWorker
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.privacy import make_private
 
@@ -141,7 +142,7 @@ class LocalRun:
         Raises:
             FedreidError: a job failed, an update was refused; what was reached is kept.
         """
-        make_deterministic()
+        settle_torch()
         reached = self._resumed() or self._begun()
         while len(reached.rounds) < self._plan.rounds:
             begun = time.monotonic()

@@ -198,6 +198,8 @@ class DistillationPlan(Section, frozen=True, kw_only=True):
     """Whether distillation may move the running statistics."""
     weighted_teachers: bool = False
     """Weigh the teachers by their aggregation share instead of equally."""
+    mixed_precision: Literal["off", "bf16"] = "off"
+    """Number format in which teachers and student run."""
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     """CPU threads of the coordinator's worker."""
 

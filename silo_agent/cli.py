@@ -101,11 +101,12 @@ def join(
         identity=kept if identity is None else str(identity.resolve()),
         metrics=metrics or "",
     )
-    if before is not None:  # policy and processes stay as the operator has set them
+    if before is not None:  # what only the settings tell stays as the operator has it
         config = replace(
             config,
             policy=before.policy,
             processes=before.processes,
+            compiled=before.compiled,
             metrics=before.metrics if metrics is None else metrics,
         )
     if dry_run:

@@ -107,6 +107,8 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     Prometheus can reach it."""
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     """Training processes, started by torchrun; one for each GPU of the machine."""
+    compiled: bool = False
+    """Train with torch.compile, which needs a C++ compiler and a minute or more each round."""
     policy: Policy = Policy()
 
 

@@ -309,6 +309,7 @@ class Participant:
             previous=self._previous(task.run, before=task.round),
             out=str(out),
             checkpoints=str(self._outbox.checkpoints(task.run, task.round)),
+            compiled=self._config.compiled,
         )
 
     def _previous(self, run: str, *, before: int | None = None) -> str:

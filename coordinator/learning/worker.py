@@ -66,11 +66,13 @@ def _evaluate(job: EvaluateJob, progress: ProgressSink) -> EvaluateReport:
 
 
 def _settle_torch(threads: int) -> None:
-    """The same bits every time: a fixed number of threads, and no racing algorithm."""
+    """The same bits every time, with a fixed number of threads."""
     import torch
 
+    from fedreid.reid.settling import settle_torch
+
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    settle_torch()
 
 
 HANDLERS: dict[type[Job], Callable[..., Report]] = {

@@ -140,6 +140,7 @@ class LocalRound:
                 pace=self.pace,
                 group=self.group,
             ),
+            compiled=self.job.compiled,
         )
 
     def _key(self) -> str:
