@@ -108,6 +108,12 @@ CLOCK_SKEW_S = 300.0
 LONG_POLL_S = 20.0
 """How long NextTask waits: below the idle limit of common NAT boxes (30 s and more)."""
 
+WATCH_S = 1.0
+"""Pause between two looks of ``status --watch``, and between two notes of what an agent does."""
+
+STALE_S = 5.0
+"""After which an agent that notes nothing new is told to be silent: it notes every WATCH_S."""
+
 HEARTBEAT_S = 5.0
 """Pause between two heartbeats of a training agent."""
 

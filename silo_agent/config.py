@@ -156,6 +156,11 @@ class Folders:
         return self.root / "privacy.json"
 
     @property
+    def doing(self) -> Path:
+        """What the running agent does."""
+        return self.root / "doing.json"
+
+    @property
     def models(self) -> Path:
         """Fetched models."""
         return make_folder(self.root / "models", mode=0o700)
