@@ -120,6 +120,21 @@ def serve(
     serve_forever(data, listen=listen, metrics=metrics, say=say)
 
 
+@app.command()
+def report(
+    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="HTML file to write.")],
+    data: Data,
+    coordinator: Address = None,
+) -> None:
+    """Write the current run as one HTML page: figures, shares, durations, rejections, models."""
+    from coordinator.gathered import gather
+    from coordinator.report import write_report
+    from fedreid.clock import SystemClock
+
+    write_report(gather(data, coordinator, SystemClock()), out_file)
+    say(f"wrote {out_file}; it holds everything it shows, and can be mailed")
+
+
 @token_app.command("create")
 def token_create(
     data: Data,

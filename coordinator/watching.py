@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 from coordinator.client import admin_of, tree_of
 from fedreid.console import instant, table_of, text_of
@@ -61,8 +62,7 @@ def _picture(admin: "AdminStub", run: admin_pb2.GetRunResponse) -> RenderableTyp
     ).evaluations
     parts: list[RenderableType] = [
         text_of(f"{run.run or 'no run'} is {run.state}: {run.reason}"),
-        text_of(f"{run.rounds_published} of {run.rounds_planned} models are published"),
-        ProgressBar(run.rounds_planned or 1, run.rounds_published, width=_BAR_WIDTH),
+        _models(run),
     ]
     if run.round.number:
         parts.append(text_of(_round_line(run.round)))
@@ -70,6 +70,15 @@ def _picture(admin: "AdminStub", run: admin_pb2.GetRunResponse) -> RenderableTyp
     if rounds:
         parts.append(_rounds(rounds, figures))
     return Group(*parts)
+
+
+def _models(run: admin_pb2.GetRunResponse) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    bar = ProgressBar(run.rounds_planned or 1, run.rounds_published, width=_BAR_WIDTH)
+    grid.add_row(
+        bar, text_of(f"{run.rounds_published} of {run.rounds_planned} models are published")
+    )
+    return grid
 
 
 def _round_line(state: admin_pb2.RoundSummary) -> str:

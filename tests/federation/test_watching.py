@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.federation import LocalFederation
-from fedreid.errors import ExitCode
+from fedreid.errors import ExitCode, RunError
 from tests.federation.conftest import Founding, write_plan
 from tests.federation.terminal import CTRL_C, CURSOR_SHOWN, Terminal
 from tests.federation.test_learning import finished
@@ -83,6 +83,9 @@ def test_ctrl_c_ends_the_watching_and_nothing_else(found: Founding, tmp_path: Pa
     quorum = {"min_silos": 1, "deadline_s": 120.0, "phase_deadline_s": 60.0}
     (silo,) = local.silos
     data = str(local.agent_data(silo))
+    page = tmp_path / "report.html"
+    with pytest.raises(RunError, match="no run has started"):
+        local.command("coordinator", "report", str(page), "--data", str(local.data))
     with Terminal(*watching(local)) as terminal:
         assert terminal.end() == ExitCode.OK  # there is no run, so there is nothing to watch
         assert "no run is none" in terminal.text
@@ -112,6 +115,9 @@ def test_ctrl_c_ends_the_watching_and_nothing_else(found: Founding, tmp_path: Pa
         local.command("coordinator", "round", "list", "--json", "--data", str(local.data))
     )
     assert state["phase"] == "published"
+    local.command("coordinator", "report", str(page), "--data", str(local.data))
+    text = page.read_text()
+    assert state["model_digest"] in text and silo in text and "1 of 1" in text
     status = json.loads(local.command("silo_agent", "status", "--data", data, "--json"))
     assert status["silent"] and status["doing"]["doing"] == ""
     assert status["certificate_ends_s"] > 1.7e9
