@@ -9,6 +9,7 @@
     models/           fetched models, by digest
     rounds/           what each round left: the update (outbox) and what never leaves (private/)
     audit/            what happened and what left, hash-chained
+    doing.json        a note of what the running agent does, for people; no state
 """
 
 from dataclasses import dataclass
