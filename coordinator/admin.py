@@ -331,4 +331,6 @@ def _summary(state: RoundState) -> admin_pb2.RoundSummary:
         gate_map=state.gate_map,
         gate_best_map=state.gate_best_map if state.gate_map is not None else None,
         declined=state.declined,
+        refused=state.refused,
+        deadline_s=0.0 if state.ended else state.deadline_s,
     )

@@ -65,6 +65,19 @@ def write_with(path: Path, write: Callable[[IO[bytes]], None], *, mode: int = 0o
         write(stream)
 
 
+def overwrite(path: Path, record: bytes) -> None:
+    """Write a record of always the same size over the last one; means nothing after a crash.
+
+    Nothing waits for the disk, and the disk's errors are ``OSError``: what has to last is written
+    with :func:`write_bytes`.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, record, 0)
+    finally:
+        os.close(descriptor)
+
+
 def make_folder(path: Path, *, mode: int = 0o755) -> Path:
     """Durably create a folder with its parents; an existing one is left as it is."""
     with storage_errors("create", path):

@@ -112,6 +112,12 @@ WAKING_AT_ONCE = 8
 """Long polls that go on at once when a round begins: a thousand silos wait for that, and between
 their answers other calls must have theirs within milliseconds."""
 
+WATCH_S = 1.0
+"""Pause between two looks of ``status --watch``, and between two notes of what an agent does."""
+
+STALE_S = 5.0
+"""After which an agent that notes nothing new is told to be silent: it notes every WATCH_S."""
+
 HEARTBEAT_S = 5.0
 """Pause between two heartbeats of a training agent."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import out, print_json, progress_shown, run_program, say
+from fedreid.console import out, progress_shown, run_program, say
 from fedreid.errors import DatasetError, UsageError
 from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
@@ -135,36 +135,24 @@ def run_agent(data: Data = DEFAULT_DATA, metrics: Metrics = None) -> None:
 
 
 @app.command()
-def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Who this silo is, and what its last round gave."""
-    import msgspec
+def status(
+    data: Data = DEFAULT_DATA,
+    watch: Annotated[bool, typer.Option("--watch", help="Until Ctrl-C, as it changes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Who this silo is, what it does now, and what its last round gave."""
+    from fedreid.clock import SystemClock
+    from fedreid.watching import draws
+    from fedreid.watching import watch as watch_it
+    from silo_agent.config import Folders
+    from silo_agent.status import look_at_agent, print_status, status_of
 
-    from silo_agent.budget import PrivacyBudget
-    from silo_agent.config import Folders, load_config, load_membership
-    from silo_agent.outbox import Outbox
-
-    folders = Folders(data.resolve())
-    membership, config = load_membership(folders), load_config(folders)
-    last = Outbox(folders).last()
-    privacy = PrivacyBudget(folders, config.policy.privacy).statement()
-    if as_json:
-        print_json(
-            {
-                "silo": membership.silo,
-                "federation": membership.federation,
-                "coordinator": config.coordinator,
-                "dataset": config.dataset,
-                "privacy": msgspec.to_builtins(privacy),
-                "last_round": msgspec.to_builtins(last),
-            }
-        )
+    folders, clock = Folders(data.resolve()), SystemClock()
+    if not watch:
+        print_status(status_of(folders, clock), as_json=as_json)
         return
-    say(f"{membership.silo} of {membership.federation}, coordinator {config.coordinator}")
-    if last is None:
-        say("has not trained a round yet")
-    else:
-        say(f"last trained round {last.round} of {last.run} on {last.report.num_images} images")
-    say(privacy.sentence())
+    drawn = draws(as_json=as_json)
+    watch_it(lambda: look_at_agent(folders, clock, drawn=drawn), as_json=as_json)
 
 
 @app.command()

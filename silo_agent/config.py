@@ -9,6 +9,7 @@
     models/           fetched models, by digest
     rounds/           what each round left: the update (outbox) and what never leaves (private/)
     audit/            what happened and what left, hash-chained
+    doing.json        a note of what the running agent does, for people; no state
 """
 
 from dataclasses import dataclass
@@ -156,6 +157,11 @@ class Folders:
     def privacy(self) -> Path:
         """What has been spent of the privacy budget."""
         return self.root / "privacy.json"
+
+    @property
+    def doing(self) -> Path:
+        """What the running agent does."""
+        return self.root / "doing.json"
 
     @property
     def models(self) -> Path:

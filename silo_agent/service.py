@@ -10,7 +10,7 @@ import msgspec
 from fedreid import __version__
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
-from fedreid.console import progress_shown
+from fedreid.console import instant, progress_shown
 from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
@@ -35,6 +35,7 @@ from silo_agent.config import (
     load_membership,
 )
 from silo_agent.contact import Contact
+from silo_agent.doing import Notes
 from silo_agent.egress import check_destination
 from silo_agent.rounds import Participant
 from silo_agent.trust.channel import Line, pauses_s
@@ -79,10 +80,16 @@ async def _run_until_signal(
     config, clock = load_config(folders), SystemClock()
     check_destination(config.coordinator, config.policy)
     membership = load_membership(folders)
+    notes = Notes(folders, clock)
+
+    def shown(doing: str, share: float) -> None:
+        notes.note(doing, share)
+        show(doing, share)
+
     audit = AuditLog(folders.audit, clock)
     note_started(audit, config, membership)
     worker = training_worker(trainer, config.processes)
-    contact = Contact(clock, say, show)
+    contact = Contact(clock, say, shown)
     participant = Participant(
         folders=folders,
         config=config,
@@ -92,19 +99,20 @@ async def _run_until_signal(
         clock=clock,
         contact=contact,
         say=say,
-        show=show,
+        show=shown,
     )
     with _health_served(config.metrics if metrics_at is None else metrics_at, contact, say):
         taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, contact, say))
         stopped = asyncio.create_task(stop.wait())
+        noting = asyncio.create_task(notes.keep())
         try:
             await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if taking_part.done():
                 await taking_part
         finally:
-            for task in (taking_part, stopped):
+            for task in (taking_part, stopped, noting):
                 task.cancel()
-            await asyncio.gather(taking_part, stopped, return_exceptions=True)
+            await asyncio.gather(taking_part, stopped, noting, return_exceptions=True)
             await worker.close()
 
 
@@ -161,7 +169,7 @@ async def _take_part_for_ever(
             if str(error) != told:
                 say(f"{error} Trying again.")
             told = str(error)
-            contact.missed()
+            contact.missed("waiting for the disk")
             metrics.note_waiting("disk")
         except AccessDenied as error:
             if store.load() == identity:
@@ -173,7 +181,7 @@ async def _take_part_for_ever(
             say(str(refused))
             # Silent until then: a silo that is not heard of is not invited, and nobody waits for
             # an update that its policy keeps here.
-            contact.missed()
+            contact.missed(f"waiting until {instant(refused.again_at_s)}, as its policy says")
             metrics.note_waiting("policy")
             await asyncio.sleep(max(0.0, refused.again_at_s - SystemClock().now_s()))
         except JobFailed as error:
@@ -182,7 +190,7 @@ async def _take_part_for_ever(
             if failed_jobs >= JOB_ATTEMPTS:
                 raise
             say(str(error))
-            contact.missed()
+            contact.missed("waiting to try again")
             metrics.note_waiting("retry")
         if asyncio.get_running_loop().time() - began_s > _LONG_ENOUGH_S:
             pauses, failed_jobs, told = pauses_s(), 0, ""
