@@ -38,6 +38,10 @@ TENSOR_DIMENSIONS = 8
 MODEL_BYTES = 8 * 1024 * MIB
 """Decoded size of a model: an overflowing product of shapes dies here."""
 
+ZSTD_WINDOW_BYTES = 8 * MIB
+"""Memory that a compressed payload may ask for: what every zstd decoder is meant to give, and 16
+times what ours asks for."""
+
 DISTANCE_RANGE = (0.0, 2.0)
 """What one minus a cosine can be."""
 

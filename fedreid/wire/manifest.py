@@ -1,5 +1,6 @@
 """What does a payload hold? The manifest goes before its first byte and bounds all that follows."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedreid.errors import Refusal, UpdateRefused
@@ -7,17 +8,21 @@ from fedreid.limits import MANIFEST_TENSORS
 from fedreid.names import Digest, is_digest
 from fedreid.plan import Encoding
 from fedreid.v1 import tensors_pb2
-from fedreid.wire.encoding import payload_bytes
+from fedreid.wire.encoding import is_payload_size, payload_bytes
 from fedreid.wire.tensors import Layout, TensorSpec
 
 _TO_WIRE: dict[Encoding, tensors_pb2.Encoding.ValueType] = {
     "fp32": tensors_pb2.ENCODING_FP32,
     "bf16": tensors_pb2.ENCODING_BF16,
+    "int8_delta": tensors_pb2.ENCODING_INT8_DELTA,
+    "int8_delta_zstd": tensors_pb2.ENCODING_INT8_DELTA_ZSTD,
 }
 _FROM_WIRE: dict[int, Encoding] = {value: name for name, value in _TO_WIRE.items()}
 
 ENCODINGS: tuple[Encoding, ...] = tuple(_TO_WIRE)
 """Every encoding that this software can write and read."""
+
+_OF_EVERY_AGENT: tuple[Encoding, ...] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,7 @@ class Manifest:
 
         Raises:
             UpdateRefused: unknown encoding, names unsorted or twice, shapes out of bounds, no
-                digest, or a byte count that does not follow from shapes and encoding.
+                digest, or a byte count that shapes and encoding do not allow.
         """
         encoding = encoding_from_wire(message.encoding)
         if len(message.tensors) > MANIFEST_TENSORS:
@@ -58,11 +63,11 @@ class Manifest:
             raise UpdateRefused(Refusal.TENSOR_NAMES, "The manifest's tensors are not sorted")
         if not is_digest(message.payload_digest):
             raise UpdateRefused(Refusal.DIGEST, "The manifest's payload digest is no digest")
-        expected = payload_bytes(layout, encoding)
-        if message.byte_count != expected:
+        if not is_payload_size(message.byte_count, layout, encoding):
             raise UpdateRefused(
                 Refusal.BYTE_COUNT,
-                f"The manifest states {message.byte_count} bytes; its tensors make {expected}",
+                f"The manifest states {message.byte_count} bytes; its tensors make "
+                f"{payload_bytes(layout, encoding)}",
             )
         return cls(
             layout=layout,
@@ -80,6 +85,12 @@ def encoding_to_wire(encoding: Encoding) -> tensors_pb2.Encoding.ValueType:
 def is_known_encoding(value: int) -> bool:
     """Whether this software can read the encoding of a protobuf value."""
     return value in _FROM_WIRE
+
+
+def encodings_from_wire(values: Iterable[int]) -> tuple[Encoding, ...]:
+    """The encodings that an agent can write and read; one that names none knows the first two."""
+    known = tuple(_FROM_WIRE[value] for value in values if value in _FROM_WIRE)
+    return known or _OF_EVERY_AGENT
 
 
 def encoding_from_wire(value: int) -> Encoding:

@@ -51,9 +51,10 @@ def packed(
     num_images: int = 10,
     privacy: PrivacyReport | None = None,
 ) -> Parcel:
-    path = folder / "update.safetensors"
-    with path.open("wb") as stream:
-        write_model(stream, update)
+    path, base = folder / "update.safetensors", folder / "base.safetensors"
+    for file, tensors in ((path, update), (base, backbone())):
+        with file.open("wb") as stream:
+            write_model(stream, tensors)
     finished = msgspec.structs.replace(
         ROUND,
         bn=bn,
@@ -64,7 +65,7 @@ def packed(
         finished,
         folder=folder,
         update=path,
-        base=layout_of(backbone()),
+        base=base,
         policy=policy or Policy(batchnorm_statistics=batchnorm_statistics),
         destination=ADDRESS,
     )
