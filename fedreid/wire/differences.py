@@ -24,7 +24,7 @@ from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, is_
 
 Numbers = npt.NDArray[np.int8]
 
-_BLOCK_ELEMENTS = MIB // 8
+_BLOCK_ELEMENTS = MIB // 16
 """With its scratch space about what a core's own cache holds."""
 _STEPS = np.float32(127)
 _SMALLEST = _STEPS * np.finfo(np.float32).tiny
@@ -75,7 +75,7 @@ def quantised_bytes(spec: TensorSpec) -> int:
 
 
 def quantise(change_CN: FloatArray) -> tuple[FloatArray, Numbers]:
-    """Scales and numbers of a change; ``change_CN`` becomes what they leave unsaid.
+    """Scales and numbers of a change.
 
     A channel that holds NaN or an infinity gets the scale NaN: all of it is read as NaN, which no
     validation lets pass.
@@ -86,22 +86,18 @@ def quantise(change_CN: FloatArray) -> tuple[FloatArray, Numbers]:
     broken_C = ~np.isfinite(largest_C)
     if broken_C.any():
         scales_C[broken_C] = np.nan
-        change_CN[broken_C] = 0.0
+        change_CN = np.where(broken_C[:, None], np.float32(0), change_CN)
     steps_CN = change_CN / np.where(scales_C > 0, scales_C, np.float32(1))[:, None]
     np.rint(steps_CN, out=steps_CN)
-    numbers_CN = steps_CN.astype(np.int8)
-    steps_CN *= scales_C[:, None]
-    change_CN -= steps_CN
-    return scales_C, numbers_CN
+    return scales_C, steps_CN.astype(np.int8)
 
 
-def restore(base_CN: FloatArray, scales_C: FloatArray, numbers_CN: Numbers) -> FloatArray:
-    """The values that a change leads to from ``base_CN``, whatever somebody has sent as scales."""
-    values_CN: FloatArray = numbers_CN.astype(np.float32)
+def said(scales_C: FloatArray, numbers_CN: Numbers) -> FloatArray:
+    """The change that scales and numbers say, whatever somebody has sent as scales."""
+    change_CN: FloatArray = numbers_CN.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        values_CN *= scales_C[:, None]
-        values_CN += base_CN
-    return values_CN
+        change_CN *= scales_C[:, None]
+    return change_CN
 
 
 def write_tensor(
@@ -123,6 +119,7 @@ def write_tensor(
         scales.append(scales_C)
         numbers.append(numbers_CN)
         if difference.after is not None:
+            change_CN -= said(scales_C, numbers_CN)
             difference.after.write(change_CN.data.cast("B"))
     for scales_C in scales:
         stream.write(scales_C.data.cast("B"))
@@ -137,9 +134,10 @@ def read_tensor(
     scales_C = np.frombuffer(read(_channels(spec) * _FP32_BYTES), "<f4")
     for block in _blocks(spec):
         numbers = np.frombuffer(read(block.elements), np.int8)
-        base_CN = _read(base, spec, block)
         own_C = scales_C[block.first : block.first + block.channels]
-        values_CN = restore(base_CN, own_C, numbers.reshape(base_CN.shape))
+        values_CN = said(own_C, numbers.reshape(-1, block.values))
+        with np.errstate(invalid="ignore", over="ignore"):
+            values_CN += _read(base, spec, block)
         stream.write(values_CN.data.cast("B"))
 
 
