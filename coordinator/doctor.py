@@ -28,7 +28,7 @@ from fedreid.limits import CERTIFICATE_WARNING_S, MIB, SPOOL_KEPT_FREE_BYTES
 from fedreid.names import Digest, FederationName
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.pki.signing import public_bytes, verify
-from fedreid.plan import Plan
+from fedreid.plan import Plan, is_difference
 
 _RESTORE = "Restore the newest backup: coordinator restore BACKUP --data NEW."
 _FILES_OF_A_ROUND = 3
@@ -187,6 +187,10 @@ class Doctor(Checkup):
     def _payloads(self, models: Models, digest: Digest) -> Iterator[Finding]:
         for payload in models.damaged_payloads(digest):
             path = models.encoded_path(digest, payload.encoding)
+            if is_difference(payload.encoding):
+                told = f"{path} is damaged or gone: silos fetch the model in fp32"
+                yield Finding(name="models", state="note", told=told)
+                continue
             yield self.mended(
                 "models",
                 f"{path} is damaged or gone, and can be made again",

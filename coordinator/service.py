@@ -15,6 +15,7 @@ from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Announcement, Intake, Standing
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.tasks import in_known_encodings
 from coordinator.rounds.turns import Turn, Turns
 from coordinator.trust.access import calling_holder, calling_silo
 from coordinator.trust.enrolment import Enrolment
@@ -37,7 +38,7 @@ from fedreid.v1 import (
     tensors_pb2,
 )
 from fedreid.versions import check_versions
-from fedreid.wire.manifest import Manifest, encoding_from_wire
+from fedreid.wire.manifest import Manifest, encoding_from_wire, encodings_from_wire
 from fedreid.wire.messages import (
     evaluation_from_wire,
     policy_key_from_wire,
@@ -154,7 +155,8 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         # Half of what is left: an answer after the certificate's end would be refused.
         left_s = (holder.not_after_s - self._clock.now_s()) / 2
         wait_s = max(0.0, min(request.wait_s, LONG_POLL_S, left_s))
-        return task_to_wire(await self._attending.next_task(silo, wait_s, first=renewal))
+        task = await self._attending.next_task(silo, wait_s, first=renewal)
+        return task_to_wire(in_known_encodings(task, encodings_from_wire(request.encodings)))
 
     async def Heartbeat(  # noqa: N802
         self, request: federation_pb2.HeartbeatRequest, context: Any
@@ -185,6 +187,8 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
                 release = await off_loop(self._models.signed_release, digest, encoding)
             async with turn.pace():
                 yield federation_pb2.FetchModelResponse(release=release)
+            if release.manifest.encoding != request.encoding:
+                return
             chunks = self._models.chunks(digest, encoding, request.offset)
             while True:
                 async with self._reading:  # held while a chunk is read, not while it is sent

@@ -38,6 +38,10 @@ TENSOR_DIMENSIONS = 8
 MODEL_BYTES = 8 * 1024 * MIB
 """Decoded size of a model: an overflowing product of shapes dies here."""
 
+ZSTD_WINDOW_BYTES = 8 * MIB
+"""Memory that a compressed payload may ask for: what every zstd decoder is meant to give, and 16
+times what ours asks for."""
+
 DISTANCE_RANGE = (0.0, 2.0)
 """What one minus a cosine can be."""
 
@@ -155,7 +159,7 @@ lines: they fill the coordinator's processor, and other calls still have their t
 
 TURN_STALL_S = 0.25
 """A transfer whose next message takes longer loses its turn to the next in line, and goes on
-without: below 4 MiB/s it takes little of the coordinator, and would keep others waiting for hours."""
+without: below 4 MiB/s it takes little of the coordinator, and would keep others waiting long."""
 
 TURN_WAIT_S = 1800.0
 """How long a transfer waits for its turn: a thousand ResNet-50 updates (94 GB) take a quarter of an

@@ -89,6 +89,8 @@ class Delivery:
             self._tell(f"round {parcel.round}: the coordinator refused the update: {refusal}")
             return False
         accepted = state == pb.UPLOAD_STATE_ACCEPTED
+        if accepted:
+            await off_loop(self._outbox.note_accepted, finished, parcel.residual_digest)
         await self._note_outcome(parcel, "accepted" if accepted else "too_late")
         outcome = "accepted" if accepted else "too late, it does not count"
         self._tell(f"round {parcel.round}: update of {parcel.manifest.byte_count} bytes {outcome}")
@@ -131,7 +133,7 @@ class Delivery:
             finished,
             folder=folder,
             update=folder / UPDATE_FILE,
-            base=layout_of(Path(base.path)),
+            base=Path(base.path),
             policy=self._policy,
             destination=self._address,
         )

@@ -25,7 +25,9 @@ from fedreid.jobs import Worker
 from fedreid.limits import CALL_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
+from fedreid.plan import is_difference
 from fedreid.v1 import federation_pb2 as pb
+from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
 from fedreid.wire.messages import task_from_wire
 from fedreid.work import off_loop
 from silo_agent import metrics
@@ -117,6 +119,7 @@ class Participant:
         request = pb.NextTaskRequest(
             wait_s=LONG_POLL_S,
             authorities_digest=authorities_digest(identity.authorities_pem),
+            encodings=[encoding_to_wire(encoding) for encoding in ENCODINGS],
             newest_version=newest.version,
             newest_digest=newest.digest,
         )
@@ -273,13 +276,17 @@ class Participant:
         self.jobs_done += 1
         for note in report.notes:
             self._signs.tell(f"round {task.round}: this silo {note}")
+        previous = self._outbox.newest(task.run, before=task.round)
         finished = FinishedRound.of(
             task,
             report,
             base_round=base.round,
-            previous=self._outbox.newest(task.run, before=task.round),
+            previous=previous,
             privacy=await self._make_private(task, base, out),
         )
+        if is_difference(task.upload_encoding):
+            private = self._config.policy.privacy.on
+            await off_loop(self._outbox.carry_over, previous, out, private=private)
         await off_loop(self._outbox.put, out, finished)
         metrics.ROUNDS_TRAINED.inc()
         self._signs.tell(

@@ -246,19 +246,18 @@ class Intake:
         """
         manifest = announcement.manifest
         ready = part.with_suffix(".ready")
-        if manifest.encoding == "fp32":
-            move_file(part, ready)
-        else:
-            with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
-                decode(payload, manifest.layout, manifest.encoding, stream)
-            remove_file(part)
         try:
-            with (
-                TensorFile(ready) as update,
-                TensorFile(self._models.path(Digest(announcement.base_digest))) as base,
-            ):
-                check_values(update, base, plan.validation)
+            with TensorFile(self._models.path(Digest(announcement.base_digest))) as base:
+                if manifest.encoding == "fp32":
+                    move_file(part, ready)
+                else:
+                    with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
+                        decode(payload, manifest.layout, manifest.encoding, stream, base)
+                    remove_file(part)
+                with TensorFile(ready) as update:
+                    check_values(update, base, plan.validation)
         except UpdateRefused:
+            remove_file(part)
             remove_file(ready)
             raise
         digest = digest_of(ready)

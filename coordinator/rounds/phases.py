@@ -27,7 +27,7 @@ from fedreid.errors import RunError
 from fedreid.files import digest_of, is_whole, remove_folder
 from fedreid.jobs import Progress, Worker
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
-from fedreid.plan import Encoding, Plan
+from fedreid.plan import Encoding, Plan, is_difference
 from fedreid.work import off_loop
 
 
@@ -73,9 +73,9 @@ class Phases:
             FedreidError: it failed; trying again is harmless.
         """
         if state.phase is Phase.AGGREGATING:
-            return await self._aggregate(state, plan)
+            return await self._aggregate(state, plan, rules)
         if state.phase is Phase.DISTILLING:
-            return await self._distil(state, plan)
+            return await self._distil(state, plan, rules)
         assert state.phase is Phase.EVALUATING
         return await self._evaluate(state, plan, rules)
 
@@ -122,7 +122,7 @@ class Phases:
         _, work = self._folders.of_round(state.run, state.number)
         return all(is_whole(work / name, digest) for name, digest in state.results.items())
 
-    async def _aggregate(self, state: RoundState, plan: Plan) -> Event:
+    async def _aggregate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.aggregate_job(self._folders, state, plan, self._federation)
         report = await self._worker.run(job, jobs.AggregateReport, self._progress)
         made = [Path(job.out)]
@@ -139,16 +139,30 @@ class Phases:
         ):
             await self._worker.run(part, jobs.AggregateReport, self._progress)
             made.append(Path(part.out))
+        if not rules.distils:
+            made += await self._quantised(state, plan, rules)
         return replace(orders.aggregated(report, clusters), results=await off_loop(_digests, made))
 
-    async def _distil(self, state: RoundState, plan: Plan) -> Event:
+    async def _distil(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.distil_job(self._folders, state, plan, self._federation)
         report = await self._worker.run(job, jobs.DistilReport, self._progress)
+        made = [Path(job.out), *await self._quantised(state, plan, rules)]
         return Distilled(
             loss_before=report.loss_before,
             loss_after=report.loss_after,
-            results=await off_loop(_digests, [Path(job.out)]),
+            results=await off_loop(_digests, made),
         )
+
+    async def _quantised(self, state: RoundState, plan: Plan, rules: Rules) -> list[Path]:
+        """Round the model that was just made to its payload of differences, if there is to be one.
+
+        After a crash the phase is done from its start again, and so from the exact model.
+        """
+        job = orders.quantise_job(self._folders, state, plan, rules)
+        if job is None:
+            return []
+        await self._worker.run(job, jobs.EncodeReport, self._progress)
+        return [Path(job.out)]
 
     async def _evaluate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.evaluate_job(self._folders, state, plan, rules)
@@ -162,8 +176,9 @@ class Phases:
         """Move a model to its name, with the payload that the plan's downloads need beside it."""
         encoding = plan.wire.download
         encodings: tuple[Encoding, ...] = ("fp32",)
-        if encoding != "fp32":
+        if encoding != "fp32" and (origin.base_digest or not is_difference(encoding)):
             encodings = ("fp32", encoding)
+        if encoding != "fp32" and not is_difference(encoding):
             job = jobs.EncodeJob(
                 model=str(result), encoding=encoding, out=str(result.with_suffix(f".{encoding}"))
             )

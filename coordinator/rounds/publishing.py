@@ -21,9 +21,9 @@ from fedreid.files import digest_of, has_digest, link_file, remove_file, replaci
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
-from fedreid.plan import Encoding
+from fedreid.plan import Encoding, is_difference
 from fedreid.v1 import federation_pb2, tensors_pb2
-from fedreid.wire.encoding import encode, payload_bytes
+from fedreid.wire.encoding import encode, is_payload_size
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
 from fedreid.wire.stream import send_chunks
@@ -160,28 +160,32 @@ class Models:
         ]
 
     def signed_release(self, digest: Digest, encoding: Encoding) -> federation_pb2.SignedRelease:
-        """What goes before a model's payload.
+        """What goes before a model's payload: in fp32, where it is not there in this encoding.
 
         Raises:
-            UsageError: no such model, or not in this encoding.
+            UsageError: no such model.
             StorageError: its bytes are not the ones that were signed; they are not sent.
         """
         row = self._journal.model(digest)
         if row is None or not self.path(digest).exists():
             raise UsageError(f"There is no published model {digest[:12]}…")
         payload, signed = self._told(row, encoding)
-        self.check(digest, payload)
+        if is_difference(payload.encoding) and not self._is_whole(digest, payload):
+            # Exact values don't give differences back, for what was rounded rounds to others.
+            payload, signed = self._told(row, "fp32")
+        if not is_difference(payload.encoding):
+            self.check(digest, payload)
         return signed
 
     def _tell(
         self, row: ModelRow, encoding: Encoding
     ) -> tuple[ReleasePayload, federation_pb2.SignedRelease]:
-        payload = _stated(row).payload(encoding)
-        if payload is None:
-            raise UsageError(f"The model {row.digest[:12]}… is not published in {encoding}")
+        stated = _stated(row)
+        payload = stated.payload(encoding) or stated.payload("fp32")
+        assert payload is not None, "every model is published in fp32"
         manifest = Manifest(
             layout=self.layout(Digest(row.digest)),
-            encoding=encoding,
+            encoding=payload.encoding,
             byte_count=payload.byte_count,
             payload_digest=payload.payload_digest,
         )
@@ -189,18 +193,32 @@ class Models:
             release=row.release, signature=row.signature, manifest=manifest.to_wire()
         )
 
+    def _sendable(self, release: Release, encoding: Encoding) -> ReleasePayload:
+        """The payload in this encoding, or else in fp32; its bytes are the ones that were signed.
+
+        Exact values don't give differences back, for what was rounded rounds to others: where
+        those are damaged, fp32 is sent.
+        """
+        payload = release.payload(encoding)
+        if payload is not None and is_difference(encoding):
+            if self._is_whole(release.model_digest, payload):
+                return payload
+            payload = None
+        payload = payload or release.payload("fp32")
+        assert payload is not None, "every model is published in fp32"
+        self.check(release.model_digest, payload)
+        return payload
+
     def check(self, digest: Digest, payload: ReleasePayload | None = None) -> None:
         """Check the bytes of a model on disk before they are used or sent.
 
-        A payload in another encoding that is damaged is made again from the exact values.
+        A payload in bf16 that is damaged is made again from the exact values.
 
         Raises:
             StorageError: the exact values are damaged or gone.
         """
         encoded = payload if payload is not None and payload.encoding != "fp32" else None
-        if encoded is not None and has_digest(
-            self.encoded_path(digest, encoded.encoding), encoded.payload_digest
-        ):
+        if encoded is not None and self._is_whole(digest, encoded):
             return
         if not has_digest(self.path(digest), digest):
             raise StorageError(
@@ -218,9 +236,11 @@ class Models:
         return [
             payload
             for payload in _stated(row).payloads
-            if payload.encoding != "fp32"
-            and not has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
+            if payload.encoding != "fp32" and not self._is_whole(digest, payload)
         ]
+
+    def _is_whole(self, digest: Digest, payload: ReleasePayload) -> bool:
+        return has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
 
     def _encode(self, digest: Digest, encoding: Encoding) -> None:
         with (
@@ -268,9 +288,9 @@ class Models:
         shape = self._shape(digest)
         if encoding == "fp32":
             return self.path(digest), shape.data_offset, shape.layout.size_bytes
-        size = payload_bytes(shape.layout, encoding)
         path = self.encoded_path(digest, encoding)
-        if not path.exists() or path.stat().st_size != size:
+        size = path.stat().st_size if path.exists() else 0
+        if not is_payload_size(size, shape.layout, encoding):
             raise StorageError(f"The payload {path} is missing or truncated")
         return path, 0, size
 

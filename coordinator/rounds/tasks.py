@@ -1,12 +1,14 @@
 """What should a silo do now? A pure function of run and round."""
 
+from collections.abc import Collection
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from coordinator.rounds.journal import FINISHED, PAUSED, RUNNING, RunRow
 from coordinator.rounds.machine import Phase, RoundState
 from fedreid.contract import EvaluateTask, Task, TrainTask, WaitTask
 from fedreid.names import Digest, RoundNumber, RunName, SiloName
-from fedreid.plan import Plan, learning_rate_factor
+from fedreid.plan import Encoding, Plan, learning_rate_factor
 
 
 def task_for(
@@ -41,6 +43,20 @@ def task_for(
             f"({state.refused[silo]}); waiting for the next round"
         )
     return WaitTask(reason=activity)
+
+
+def in_known_encodings(task: Task, known: Collection[Encoding]) -> Task:
+    """The task with fp32 in the place of encodings that the silo's agent does not know."""
+    if isinstance(task, TrainTask):
+        task = replace(task, upload_encoding=_known(task.upload_encoding, known))
+    if isinstance(task, TrainTask | EvaluateTask):
+        download = _known(task.download_encoding, known)
+        task = replace(task, download_encoding=download)
+    return task
+
+
+def _known(encoding: Encoding, known: Collection[Encoding]) -> Encoding:
+    return encoding if encoding in known else "fp32"
 
 
 def evaluation_awaited(

@@ -196,6 +196,10 @@ class TensorFile:
         """Release the descriptor."""
         os.close(self._descriptor)
 
+    def offset(self, name: str) -> int:
+        """Where a tensor begins in the data section; KeyError if the file has none of that name."""
+        return self.layout.places[name][1]
+
     def read(self, name: str) -> FloatArray:
         """One tensor in its shape; KeyError if the file has none of that name."""
         spec, offset = self.layout.places[name]
