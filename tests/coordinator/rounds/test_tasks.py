@@ -23,9 +23,10 @@ from coordinator.rounds.tasks import (
 )
 from fedreid.contract import EvaluateTask, Task, TrainTask, WaitTask
 from fedreid.names import Digest, RoundNumber, RunName, SiloName
-from fedreid.plan import Encoding, (
+from fedreid.plan import (
     AggregationPlan,
     BackbonePlan,
+    Encoding,
     EvaluationPlan,
     Plan,
     TrainingPlan,
