@@ -11,12 +11,15 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from msgspec.structs import replace
+from prometheus_client import REGISTRY
 
 import fedreid
 from coordinator.admin import AdminServicer
+from coordinator.calls import Calls
 from coordinator.config import Config, load_config, load_model_key
 from coordinator.disk import look_back, watch_disk
 from coordinator.folders import Folders
+from coordinator.readings import Readings, show_past
 from coordinator.rounds.attending import Attending
 from coordinator.rounds.chronicle import audit_of, commits_seen
 from coordinator.rounds.commands import Commands
@@ -42,6 +45,7 @@ from coordinator.trust.rollover import RollOver
 from coordinator.trust.tls import server_credentials
 from fedreid.clock import SystemClock
 from fedreid.errors import ConfigRefused, StorageError
+from fedreid.exposition import Exposition
 from fedreid.files import held_alone, write_bytes
 from fedreid.health import Health
 from fedreid.jobs import Worker
@@ -141,6 +145,16 @@ class Coordinator:
             rollover=rollover,
             clock=clock,
         )
+        self.readings = Readings(
+            folders=folders,
+            current=self._current,
+            presence=presence,
+            authorities=authorities,
+            rollover=rollover,
+            registry=self.registry,
+            clock=clock,
+        )
+        show_past(self._journal)
         self._folders = folders
         self._admin = AdminServicer(
             current=self._current,
@@ -166,7 +180,7 @@ class Coordinator:
         """
         connections = room_for_connections()
         options = port_options(connections)
-        server = server_of_known_calls((self._access,), options)
+        server = server_of_known_calls((Calls(), self._access), options)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self._enrolments, server)
         federation_pb2_grpc.add_FederationServicer_to_server(self._federation, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
@@ -175,7 +189,8 @@ class Coordinator:
         credentials = server_credentials(self._keeper.identity, self._keeper.changed)
         port = _bind(server, config.listen, credentials)
         serving = asyncio.Event()
-        health = Health(config.metrics, ready=serving.is_set)
+        figures = Exposition(REGISTRY, self.readings.take)
+        health = Health(config.metrics, ready=serving.is_set, figures=figures)
         health.start()
         self._audit.append("coordinator.started", version=fedreid.__version__)
         try:

@@ -23,7 +23,7 @@ from coordinator.trust.registry import LEFT, PENDING
 from coordinator.trust.rollover import RollOver
 from fedreid.clock import Clock
 from fedreid.contract import RenewTask
-from fedreid.errors import FedreidError, Refusal, RunError, UpdateRefused
+from fedreid.errors import FedreidError, Refusal, RunError, TokenRefused, UpdateRefused
 from fedreid.limits import (
     CONCURRENT_DOWNLOADS,
     EVALUATIONS_PER_REPORT,
@@ -70,10 +70,12 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServicer):
             row = await off_loop(
                 self._enrolment.enrol, calling_silo(), request.secret, request.csr_der
             )
-        except FedreidError:
-            metrics.ENROLMENTS.labels("refused").inc()
+        except FedreidError as error:
+            reused = isinstance(error, TokenRefused) and error.reused
+            metrics.ENROLMENTS.labels("reused" if reused else "refused").inc()
             raise
         if row.state == PENDING:
+            metrics.ENROLMENTS.labels("awaiting_approval").inc()
             return enrolment_pb2.EnrolResponse(awaits_approval=True)
         metrics.ENROLMENTS.labels("issued").inc()
         return enrolment_pb2.EnrolResponse(
@@ -237,6 +239,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
             raise UpdateRefused(Refusal.REPORT, "The report holds too many evaluations")
         results = [evaluation_from_wire(evaluation) for evaluation in request.evaluations]
         await self._attending.save_evaluations(silo, request.run, request.round, results)
+        metrics.show_evaluations(silo, results)
         return federation_pb2.ReportEvaluationResponse()
 
     async def Decline(  # noqa: N802

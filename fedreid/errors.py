@@ -128,6 +128,13 @@ class TokenRefused(TrustError):
 
     code = "token_refused"
 
+    def __init__(
+        self, what: str, *, reused: bool = False, why: str = "", next_step: str = ""
+    ) -> None:
+        self.reused = reused
+        """Another key has used it before: it has leaked, or two agents share it."""
+        super().__init__(what, why=why, next_step=next_step)
+
 
 class IdentityMissing(TrustError):
     """No identity in the data folder yet."""
@@ -141,10 +148,31 @@ class IdentityBroken(TrustError):
     code = "identity_broken"
 
 
+class Denial(enum.Enum):
+    """Why a call is denied; the closed label set of the counter of denied calls."""
+
+    CERTIFICATE = "certificate"
+    FEDERATION = "federation"
+    EXPIRED = "expired"
+    AUTHORITY = "authority"
+    ROLE = "role"
+    NOT_REGISTERED = "not_registered"
+    STATE = "state"
+    KEY = "key"
+    LIMIT = "limit"
+    OTHER = "other"
+
+
 class AccessDenied(TrustError):
     """The caller is known but may not do this, or is not known at all."""
 
     code = "access_denied"
+
+    def __init__(
+        self, what: str, *, reason: Denial = Denial.OTHER, why: str = "", next_step: str = ""
+    ) -> None:
+        self.reason = reason
+        super().__init__(what, why=why, next_step=next_step)
 
 
 class SiloSuspended(AccessDenied):

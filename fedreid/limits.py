@@ -196,6 +196,13 @@ the same disk, must be able to grow while updates come in."""
 DISK_WATCH_S = 5.0
 """How often the coordinator looks whether its disk still takes writes."""
 
+SILOS_LABELLED = 2000
+"""Silos with series of their own in the coordinator's metrics, about twenty each: as many as are
+connected at once. Those beyond are counted together, so that no registry floods a Prometheus."""
+
+TEXTFILE_S = 15.0
+"""How often an agent writes its metrics to a file: as often as Prometheus commonly scrapes."""
+
 VERSIONS_AHEAD = 1_000_000
 """How far ahead of the coordinator's newest model a silo's may be believed to be: a backup is not
 that old, and a silo must not use up the versions."""

@@ -225,6 +225,10 @@ class Outbox:
         last = self.last()
         return None if last is None or (self.folder(last) / _DELIVERED).exists() else last
 
+    def depth(self) -> int:
+        """How many rounds the coordinator has not answered for."""
+        return sum(not (folder / _DELIVERED).exists() for folder in self.all_folders())
+
     def note_published(self, finished: FinishedRound, result: EvaluationResult) -> None:
         """Keep what the model that the round led to has scored here."""
         write_bytes(self.folder(finished) / _PUBLISHED, msgspec.json.encode(result))

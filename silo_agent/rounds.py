@@ -21,7 +21,7 @@ from fedreid.contract import (
 )
 from fedreid.datasets.layouts import load
 from fedreid.errors import ConnectionFailed, PolicyRefused
-from fedreid.jobs import Worker
+from fedreid.jobs import Progress, Worker
 from fedreid.limits import CALL_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
@@ -269,10 +269,14 @@ class Participant:
     ) -> FinishedRound:
         self._signs.tell(f"round {task.round}: training")
         out = await off_loop(self._outbox.begin, task.run, task.round)
+        pace = metrics.TrainingPace(task.training.batch_size, self._clock)
+
+        def tell(progress: Progress) -> None:
+            self._signs.note_progress(progress)
+            pace.note(progress)
+
         async with self._signs.heartbeats(stub, task.run, task.round):
-            report = await self._worker.run(
-                self._train_job(task, base, out), TrainReport, self._signs.note_progress
-            )
+            report = await self._worker.run(self._train_job(task, base, out), TrainReport, tell)
         self.jobs_done += 1
         for note in report.notes:
             self._signs.tell(f"round {task.round}: this silo {note}")

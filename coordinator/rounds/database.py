@@ -20,6 +20,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from coordinator.metrics import JOURNAL_COMMIT
 from coordinator.rounds.formats import bring_up
 from coordinator.rounds.sealing import unsealed
 from coordinator.rounds.tables import MARKS, METADATA
@@ -88,7 +89,11 @@ class Database:
     def commit(self) -> Iterator[sa.Connection]:
         """One transaction: all of the block or nothing of it, and durable when it is over."""
         with self.errors(), self._writer:
-            with faults.step("journal.commit"), self.engine.begin() as connection:
+            with (
+                JOURNAL_COMMIT.time(),
+                faults.step("journal.commit"),
+                self.engine.begin() as connection,
+            ):
                 yield connection
                 commits = connection.scalar(_COUNTED)
             assert commits is not None

@@ -10,7 +10,13 @@ from pathlib import Path
 import blake3
 
 from coordinator.folders import Folders
-from coordinator.metrics import INTAKE_BYTES, SILO_UPDATES, UPDATES_REJECTED
+from coordinator.metrics import (
+    INTAKE_BYTES,
+    SILO_UPDATES,
+    SILO_UPLOAD_BYTES,
+    UPDATES_REJECTED,
+    silo_label,
+)
 from coordinator.rounds.current import Current
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
@@ -175,7 +181,7 @@ class Intake:
             yield
         except UpdateRefused as refusal:
             UPDATES_REJECTED.labels(refusal.reason.value).inc()
-            SILO_UPDATES.labels(silo, "rejected").inc()
+            SILO_UPDATES.labels(silo_label(silo), "rejected").inc()
             if refusal.reason not in _SEND_AGAIN:
                 await self._current.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
             raise
@@ -190,7 +196,7 @@ class Intake:
         self._late.add((silo, run, number))
         await self._current.note("update.late", run=run, round=number, silo=silo)
         UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
-        SILO_UPDATES.labels(silo, "rejected").inc()
+        SILO_UPDATES.labels(silo_label(silo), "rejected").inc()
 
     async def _receive(
         self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]
@@ -201,11 +207,13 @@ class Intake:
         manifest = announcement.manifest
         part = self._part_path(announcement)
         file = await off_loop(PartialFile, part, prefix=_prefix(manifest), size=manifest.byte_count)
+        of_silo = SILO_UPLOAD_BYTES.labels(silo_label(announcement.silo))
         try:
             async for chunk in chunks:
                 async with self._slots:
                     await off_loop(_write, file, chunk)
                 INTAKE_BYTES.inc(len(chunk.data))
+                of_silo.inc(len(chunk.data))
             await off_loop(_finish, file, manifest)
         except StorageError:
             if self._standing(announcement) is Standing.SEND:
@@ -234,7 +242,7 @@ class Intake:
         )
         standing = self._standing(announcement)
         if standing is Standing.ACCEPTED:
-            SILO_UPDATES.labels(announcement.silo, "accepted").inc()
+            SILO_UPDATES.labels(silo_label(announcement.silo), "accepted").inc()
         return standing
 
     def _admit(

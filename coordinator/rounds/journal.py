@@ -202,7 +202,9 @@ class Journal:
                 .values(**sealed(TOKENS, msgspec.structs.asdict(token)))
             )
             if bound.rowcount != 1:
-                raise TokenRefused("The join token was used by another key in this moment")
+                raise TokenRefused(
+                    "The join token was used by another key in this moment", reused=True
+                )
             connection.execute(replaced(SILOS, msgspec.structs.asdict(silo)))
 
     def newest_run(self) -> RunRow | None:

@@ -390,14 +390,14 @@ def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> Rou
 
 
 def _close_intake(state: RoundState, rules: Rules, now_s: float) -> RoundState:
-    needed = _needed(state, rules)
-    if len(state.updates) >= needed:
+    least = needed(state, rules)
+    if len(state.updates) >= least:
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     return _end(
         state,
         Phase.SKIPPED,
         f"no quorum: {len(state.updates)} of {len(state.invited)} invited silos delivered, "
-        f"at least {needed:g} are needed",
+        f"at least {least:g} are needed",
         now_s,
     )
 
@@ -426,7 +426,7 @@ def _take_back(
     if not gone and now_s < state.closes_s:
         collecting = _enter(state, Phase.COLLECTING, rules, now_s)
         return msgspec.structs.replace(collecting, deadline_s=state.closes_s)
-    if len(state.updates) >= _needed(state, rules):
+    if len(state.updates) >= needed(state, rules):
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     why = "which is gone" if gone else "lost on the coordinator's disk"
     return _end(state, Phase.FAILED, f"no quorum without {', '.join(silos)}, {why}", now_s)
@@ -451,7 +451,8 @@ def _not_counting(state: RoundState, silos: tuple[str, ...]) -> RoundState:
     )
 
 
-def _needed(state: RoundState, rules: Rules) -> float:
+def needed(state: RoundState, rules: Rules) -> float:
+    """How many accepted updates the round needs at least."""
     return max(rules.min_silos, rules.min_fraction * len(state.invited))
 
 

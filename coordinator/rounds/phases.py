@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from coordinator import metrics
 from coordinator.folders import Folders
 from coordinator.learning import jobs
 from coordinator.rounds import orders
@@ -170,6 +171,7 @@ class Phases:
         row = EvaluationRow(run=state.run, round=state.number, silo="", result=report.result)
         with faults.step("evaluate.commit"):
             await off_loop(self._journal.save_evaluations, [row])
+        metrics.show_evaluations("", [report.result])
         return Evaluated(map=report.result.map)
 
     async def _place(self, result: Path, plan: Plan, origin: Origin) -> ModelRow:
