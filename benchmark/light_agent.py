@@ -161,7 +161,7 @@ class LightAgent:
         if isinstance(task, EvaluateTask):
             await self._fetch(task.model_digest, task)
             await self._report(task.run, task.round)
-            return False
+            return True  # a real one would now wait for another run
         async with self._heartbeats(task):
             base = await self._fetch(task.base_digest, task)
             await self._deliver(task, base)

@@ -159,7 +159,7 @@ lines: they fill the coordinator's processor, and other calls still have their t
 
 TURN_STALL_S = 0.25
 """A transfer whose next message takes longer loses its turn to the next in line, and goes on
-without: below 4 MiB/s it takes little of the coordinator, and would keep others waiting long."""
+without: below 4 MiB/s it takes little of the coordinator, and would keep others for hours."""
 
 TURN_WAIT_S = 1800.0
 """How long a transfer waits for its turn: a thousand ResNet-50 updates (94 GB) take a quarter of an
