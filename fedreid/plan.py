@@ -114,6 +114,7 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
     images_power: NonNegative = 1.0
     """``blend``: p_k ∝ images^images_power · distance^distance_power."""
     distance_power: NonNegative = 1.0
+    """See ``images_power``."""
     max_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Largest share of one silo where more than two take part."""
     combine: Combine = "mean"
