@@ -11,15 +11,15 @@ import typer
 from coordinator import membership, upkeep
 from coordinator.options import Address, Data, Json
 from fedreid import launch
-from fedreid.console import instant, out, print_json, print_table, run_program, say
+from fedreid.console import EXIT_CODES, instant, out, print_json, print_table, run_program, say
 from fedreid.errors import UsageError
 from fedreid.limits import TOKEN_TTL_S
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Coordinate a federation: trust, runs, rounds and models.",
+    epilog=EXIT_CODES,
 )
 token_app = typer.Typer(no_args_is_help=True, help="Join tokens.")
 silo_app = typer.Typer(no_args_is_help=True, help="Silos of the federation.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import out, print_json, progress_shown, run_program, say
+from fedreid.console import EXIT_CODES, out, print_json, progress_shown, run_program, say
 from fedreid.errors import DatasetError, UsageError
 from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Take part in a federation with your own images; no image leaves this machine.",
+    epilog=EXIT_CODES,
 )
 data_app = typer.Typer(no_args_is_help=True, help="The silo's images.")
 egress_app = typer.Typer(no_args_is_help=True, help="What leaves this silo.")

@@ -24,6 +24,7 @@ from fedreid.files import held_alone
 from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import JOB_ATTEMPTS
+from fedreid.notify import Supervisor
 from fedreid.pki.identity import JOIN_AGAIN, Identity, check_not_expired
 from silo_agent import metrics
 from silo_agent.config import (
@@ -60,8 +61,11 @@ def run(
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
+    supervisor = Supervisor()
     with held_alone(folders.root, by="agent"), progress_shown() as show:
-        asyncio.run(_run_until_signal(folders, trainer, metrics_at, say, show))
+        asyncio.run(
+            _run_until_signal(folders, trainer, metrics_at, supervisor.heard(say), show, supervisor)
+        )
     say("stopped; everything is kept, start again to go on")
 
 
@@ -71,6 +75,7 @@ async def _run_until_signal(
     metrics_at: str | None,
     say: Callable[[str], None],
     show: Callable[[str, float], None],
+    supervisor: Supervisor,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -94,11 +99,13 @@ async def _run_until_signal(
         say=say,
         show=show,
     )
-    with _health_served(config.metrics if metrics_at is None else metrics_at, contact, say):
+    at = config.metrics if metrics_at is None else metrics_at
+    with _health_served(at, contact, say):
         taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, contact, say))
         stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            async with supervisor.watching():
+                await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if taking_part.done():
                 await taking_part
         finally:
