@@ -13,6 +13,7 @@ from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
 
 if TYPE_CHECKING:
+    from fedreid.v1.federation_pb2 import HelloResponse
     from silo_agent.config import AgentConfig, Folders
 
 app = typer.Typer(
@@ -76,6 +77,14 @@ def join(
         typer.Option(help="With --identity: the coordinator's model-key.pub."),
     ] = None,
     metrics: Metrics = None,
+    policy: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Policy of docs/egress.md, TOML; default: the one of the data folder."),
+    ] = None,
+    processes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, max=64, help="Training processes, one for each GPU; default: 1."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try every step but the last; the token stays unused.")
     ] = False,
@@ -85,7 +94,14 @@ def join(
     launch.prepare()
     from msgspec.structs import replace
 
-    from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
+    from silo_agent.config import (
+        AgentConfig,
+        Folders,
+        load_config,
+        load_membership,
+        read_policy,
+        save_config,
+    )
     from silo_agent.egress import check_destination
     from silo_agent.service import run
 
@@ -101,13 +117,18 @@ def join(
         identity=kept if identity is None else str(identity.resolve()),
         metrics=metrics or "",
     )
-    if before is not None:  # policy and processes stay as the operator has set them
+    if before is not None:  # what is not said now stays as the operator has set it
         config = replace(
             config,
             policy=before.policy,
             processes=before.processes,
             metrics=before.metrics if metrics is None else metrics,
         )
+    config = replace(
+        config,
+        policy=config.policy if policy is None else read_policy(policy),
+        processes=processes or config.processes,
+    )
     if dry_run:
         _try_to_join(folders, config, token_file, as_json=as_json)
     check_destination(coordinator, config.policy)
@@ -134,8 +155,19 @@ def run_agent(data: Data = DEFAULT_DATA, metrics: Metrics = None) -> None:
 
 
 @app.command()
-def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+def status(
+    data: Data = DEFAULT_DATA,
+    connect: Annotated[
+        bool,
+        typer.Option(
+            "--connect", help="Say hello to the coordinator; the exit code says if it answers."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Who this silo is, and what its last round gave."""
+    if connect:
+        launch.prepare()
     import msgspec
 
     from silo_agent.budget import PrivacyBudget
@@ -144,6 +176,7 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 
     folders = Folders(data.resolve())
     membership, config = load_membership(folders), load_config(folders)
+    greeting = _greeting(folders, config) if connect else None
     last = Outbox(folders).last()
     privacy = PrivacyBudget(folders, config.policy.privacy).statement()
     if as_json:
@@ -152,6 +185,7 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
                 "silo": membership.silo,
                 "federation": membership.federation,
                 "coordinator": config.coordinator,
+                "coordinator_version": None if greeting is None else greeting.coordinator_version,
                 "dataset": config.dataset,
                 "privacy": msgspec.to_builtins(privacy),
                 "last_round": msgspec.to_builtins(last),
@@ -159,6 +193,8 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
         )
         return
     say(f"{membership.silo} of {membership.federation}, coordinator {config.coordinator}")
+    if greeting is not None:
+        say(f"the coordinator answers; it is fedreid {greeting.coordinator_version}")
     if last is None:
         say("has not trained a round yet")
     else:
@@ -323,6 +359,12 @@ def audit_show(
     from silo_agent.config import Folders
 
     print_lines(Folders(data.resolve()).audit, last=last, as_json=as_json)
+
+
+def _greeting(folders: "Folders", config: "AgentConfig") -> "HelloResponse":
+    from silo_agent.trust.channel import greeted
+
+    return asyncio.run(greeted(folders, config))
 
 
 def _enrolled(folders: "Folders") -> bool:
