@@ -220,11 +220,13 @@ class Cluster:
 
     def volume(self, pod: str, name: str, volume: Manifest) -> Path:
         """The folder of a volume, with what it is to hold."""
-        claim = volume.get("persistentVolumeClaim", {}).get("claimName") or volume.get("claim")
-        if claim is not None:
-            place = self.claims.get(claim, self.root / "claims" / claim)
-            place.mkdir(parents=True, exist_ok=True)
-            return place
+        claim: str = volume.get("persistentVolumeClaim", {}).get(
+            "claimName", volume.get("claim", "")
+        )
+        if claim:
+            held = self.claims.setdefault(claim, self.root / "claims" / claim)
+            held.mkdir(parents=True, exist_ok=True)
+            return held
         place = self.root / pod / name
         place.mkdir(parents=True, exist_ok=True)
         for file, content in self._content(volume).items():

@@ -16,7 +16,6 @@ from tests.deploy.rendering import (
     CASES,
     GOLDEN,
     ROOT,
-    TOOLS,
     Manifest,
     chart_of,
     golden_texts,
@@ -31,7 +30,12 @@ with warnings.catch_warnings():
     import kubernetes_validate
 
 VERSIONS = ("1.29", "1.33", "1.37")
-CUSTOM = ("monitoring.coreos.com/", "cert-manager.io/", "gateway.networking.k8s.io/")
+CUSTOM = {
+    "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
+    "cert-manager.io": "@kubernetes-models/cert-manager",
+    "gateway.networking.k8s.io": "@kubernetes-models/gateway-api",
+}
+"""Groups of custom resources, and what carries their definitions."""
 RESTRICTED_VOLUMES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim",
     "projected", "secret",
@@ -39,6 +43,11 @@ RESTRICTED_VOLUMES = {
 each_case = pytest.mark.parametrize(
     "values", CASES, ids=lambda path: f"{path.parents[1].name}-{path.name[:-12]}"
 )
+
+
+def is_custom(manifest: Manifest) -> bool:
+    """Whether Kubernetes itself does not know the kind."""
+    return manifest["apiVersion"].split("/")[0] in CUSTOM
 
 
 @each_case
@@ -49,7 +58,7 @@ def test_lint_has_nothing_to_say(values: Path) -> None:
 
 @each_case
 def test_manifests_are_valid_for_three_versions_of_kubernetes(values: Path) -> None:
-    ours = [each for each in rendered(values) if not each["apiVersion"].startswith(CUSTOM)]
+    ours = [each for each in rendered(values) if not is_custom(each)]
     assert len(ours) >= 5
     for version, manifest in itertools.product(VERSIONS, ours):
         validate(version, json.dumps(manifest))
@@ -67,31 +76,56 @@ def validate(version: str, manifest: str) -> None:
     kubernetes_validate.validate(json.loads(manifest), version, strict=True)
 
 
-def custom_faults(manifests: list[Manifest]) -> str:
-    """What the definitions of custom resources say against manifests."""
-    tool("npm/node_modules")
-    done = subprocess.run(
-        ["node", str(Path(__file__).parent / "validate_crds.mjs"), str(TOOLS / "npm")],
+def custom_faults(manifests: list[Manifest], folder: Path) -> str:
+    """What the definitions of custom resources say against manifests: values, then fields."""
+    modules = Path(tool("npm/node_modules"))
+    values = subprocess.run(
+        ["node", str(Path(__file__).parent / "validate_crds.mjs"), str(modules.parent)],
         input=json.dumps(manifests),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert values.returncode == 0, values.stderr
+    source = folder / "manifests.ts"
+    source.write_text("".join(f"{_typed(n, each)}\n" for n, each in enumerate(manifests)))
+    link = folder / "node_modules"
+    if not link.exists():
+        link.symlink_to(modules)
+    # A literal with a field that its type does not have is an error to TypeScript.
+    fields = subprocess.run(
+        [
+            str(modules / ".bin/tsc"), "--noEmit", "--strict", "--skipLibCheck",
+            "--module", "nodenext", str(source),
+        ],
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    return values.stdout + fields.stdout
 
 
-def test_custom_resources_are_as_their_definitions_say() -> None:
-    customs = [
-        each for case in CASES for each in rendered(case) if each["apiVersion"].startswith(CUSTOM)
-    ]
+def _typed(number: int, manifest: Manifest) -> str:
+    group, kind = manifest["apiVersion"], manifest["kind"]
+    package = CUSTOM[group.split("/")[0]]
+    return (
+        f'import {{ I{kind} as T{number} }} from "{package}/{group}/{kind}";\n'
+        f"const m{number}: T{number} = {json.dumps(manifest)};"
+    )
+
+
+def test_custom_resources_are_as_their_definitions_say(tmp_path: Path) -> None:
+    customs = [each for case in CASES for each in rendered(case) if is_custom(each)]
     kinds = {each["kind"] for each in customs}
     assert kinds >= {"ServiceMonitor", "PodMonitor", "Certificate", "TLSRoute"}
-    assert custom_faults(customs) == ""
-    for known in customs:  # the definitions do refuse
-        wrong = {**known, "spec": {**known["spec"], "unheardOf": True}}
-        if known["kind"] != "PrometheusRule":
-            assert "unheardOf" in custom_faults([wrong])
-            break
+    assert custom_faults(customs, tmp_path) == ""
+
+
+def test_the_definitions_refuse_what_is_wrong(tmp_path: Path) -> None:
+    (known,) = (each for each in rendered(CASES[0]) if each["kind"] == "Certificate")
+    spec = known["spec"]
+    more = {**known, "spec": {**spec, "unheardOf": True}}
+    less = {**known, "spec": {key: spec[key] for key in spec if key != "issuerRef"}}
+    told = custom_faults([more, less], tmp_path)
+    assert "unheardOf" in told and "issuerRef" in told
 
 
 @each_case
