@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs one program into /opt/fedreid, and writes down what it consists of: install.sh PROGRAM TORCH
-# TORCH_CPU_INDEX. Run by the Dockerfile.
+# Installs one program into /opt/fedreid, and writes down what it consists of; run by the Dockerfile:
+# install.sh PROGRAM TORCH TORCH_CPU_INDEX
 set -eu
 program=$1 torch=$2 torch_cpu_index=$3
 
@@ -20,9 +20,16 @@ fi
 /opt/tools/bin/pip --python /opt/fedreid/bin/python install "$@" ".[$extra]"
 
 # The benchmark and tests are no part of an image, nor is the other program.
-if [ "$program" = coordinator ]; then other=silo_agent script=silo-agent; else other=coordinator script=coordinator; fi
+case "$program" in
+    coordinator) other=silo_agent script=silo-agent ;;
+    *) other=coordinator script=coordinator ;;
+esac
 site=$(/opt/fedreid/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 rm -r "${site:?}/$other" "/opt/fedreid/bin/$script" /opt/fedreid/bin/fedreid-bench
+# Nor are the tests, type stubs and compilers' inputs of what they are built on.
+find "$site" -type d -name tests -prune -exec rm -r {} +
+find "$site" \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' \) -delete
+rm -rf "$site/numpy/distutils" "$site/numpy/f2py" "$site/sqlalchemy/testing" /opt/fedreid/include
 
 /opt/tools/bin/cyclonedx-py environment --output-file /opt/fedreid/sbom.cdx.json \
     /opt/fedreid/bin/python
