@@ -1,24 +1,23 @@
 """The commands of the platform team."""
 
 import re
-import socket
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from coordinator import membership, upkeep
+from coordinator import installing, membership, upkeep
 from coordinator.options import Address, Data, Json
 from fedreid import launch
-from fedreid.console import instant, out, print_json, print_table, run_program, say
+from fedreid.console import EXIT_CODES, instant, out, print_json, print_table, run_program, say
 from fedreid.errors import UsageError
 from fedreid.limits import TOKEN_TTL_S
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Coordinate a federation: trust, runs, rounds and models.",
+    epilog=EXIT_CODES,
 )
 token_app = typer.Typer(no_args_is_help=True, help="Join tokens.")
 silo_app = typer.Typer(no_args_is_help=True, help="Silos of the federation.")
@@ -27,6 +26,9 @@ round_app = typer.Typer(no_args_is_help=True, help="Rounds of a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Published models.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 audit_app = typer.Typer(no_args_is_help=True, help="What has happened, hash-chained.")
+app.command()(installing.init)
+app.command("init-secrets")(installing.init_secrets)
+app.command()(installing.ping)
 app.command()(upkeep.doctor)
 app.command()(upkeep.backup)
 app.command()(upkeep.restore)
@@ -45,37 +47,6 @@ for name, group in (
     ("audit", audit_app),
 ):
     app.add_typer(group, name=name)
-
-
-@app.command()
-def init(
-    data: Data,
-    federation: Annotated[str, typer.Option(help="Name of the federation.")] = "fedreid",
-    hostname: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="Name or address that silos dial; may be repeated, the first is put "
-            "into tokens. Default: this machine's name."
-        ),
-    ] = None,
-    listen: Annotated[str, typer.Option(help="HOST:PORT to serve on.")] = "0.0.0.0:443",
-    approval: Annotated[
-        bool, typer.Option("--approval", help="Let a new silo in only after 'silo approve'.")
-    ] = False,
-) -> None:
-    """Make a data folder: the federation's authority, server and admin identity, settings."""
-    from coordinator.config import Config, initialise
-    from coordinator.folders import Folders
-    from fedreid.clock import SystemClock
-    from fedreid.names import federation_name
-
-    names = tuple(dict.fromkeys([*(hostname or [socket.gethostname()]), "localhost", "127.0.0.1"]))
-    config = Config(
-        federation=federation_name(federation), hostnames=names, listen=listen, approval=approval
-    )
-    initialise(Folders(data), config, SystemClock())
-    say(f"made the federation {federation} in {data}; its names are {', '.join(names)}")
-    say(f"next: coordinator serve --data {data}")
 
 
 @config_app.command("check")
@@ -142,7 +113,9 @@ def token_create(
     ttl: Annotated[str, typer.Option(help="Time to live: 30m, 1h, 2d.")] = f"{TOKEN_TTL_S:.0f}s",
     public: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--address", help="HOST:PORT that the silo dials; default: from init."),
+        typer.Option(
+            "--address", help="HOST:PORT that the silo dials; default: from the settings."
+        ),
     ] = None,
     out_file: Annotated[
         Optional[Path],  # noqa: UP045
@@ -152,19 +125,17 @@ def token_create(
 ) -> None:
     """Mint a join token for one silo."""
     from coordinator.client import admin_of
-    from coordinator.config import load_config
+    from coordinator.config import dialled_address, load_config
     from coordinator.folders import Folders
     from fedreid.files import write_bytes
     from fedreid.names import silo_name
     from fedreid.v1 import admin_pb2
 
-    config = load_config(Folders(data))
-    endpoint = Folders(data).endpoint
-    port = endpoint.read_text().strip().rpartition(":")[2] if endpoint.exists() else "443"
+    folders = Folders(data)
     request = admin_pb2.CreateTokenRequest(
         silo=silo_name(silo),
         ttl_s=_seconds(ttl),
-        coordinator=public or f"{config.hostnames[0]}:{port}",
+        coordinator=public or dialled_address(folders, load_config(folders)),
     )
     with admin_of(data, coordinator) as admin:
         token = admin.CreateToken(request)
@@ -227,14 +198,22 @@ def run_start(
     plan: Annotated[Path, typer.Argument(help="The plan, TOML.")],
     data: Data,
     coordinator: Address = None,
+    if_new: Annotated[
+        bool,
+        typer.Option("--if-new", help="Do nothing if the newest run is of this plan's name."),
+    ] = False,
 ) -> None:
     """Start a run from a plan."""
     from coordinator.client import admin_of
     from fedreid.plan import load_plan
     from fedreid.v1 import admin_pb2
 
-    load_plan(plan)
+    name = load_plan(plan).name
     with admin_of(data, coordinator) as admin:
+        newest = admin.GetRun(admin_pb2.GetRunRequest()) if if_new else None
+        if newest is not None and newest.run == name:
+            say(f"the run {name} is {newest.state} already")
+            return
         started = admin.StartRun(admin_pb2.StartRunRequest(plan_toml=plan.read_text("utf-8")))
     say(f"the run {started.run} has started; watch it: coordinator run status --watch")
 

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from coordinator.folders import Folders
 from fedreid.clock import SystemClock
 from fedreid.errors import ConnectionFailed
+from fedreid.pki.files import IdentityFiles
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.v1 import admin_pb2, admin_pb2_grpc
 from fedreid.wire.failures import failure_of
@@ -27,7 +28,7 @@ def admin_of(data: Path, coordinator: str | None = None) -> "Iterator[AdminStub]
     """A connection with the admin identity in ``data``, to the coordinator that serves it.
 
     ``coordinator`` (HOST:PORT) names it where ``data`` is a copy of the identity on another
-    machine.
+    machine, or a mounted TLS secret of an administrator.
 
     Raises:
         IdentityMissing, IdentityBroken: no usable admin identity there.
@@ -35,7 +36,9 @@ def admin_of(data: Path, coordinator: str | None = None) -> "Iterator[AdminStub]
         FedreidError: as the coordinator refused a call of the block.
     """
     folders = Folders(data)
-    identity = IdentityStore(folders.admin).load()
+    secret = IdentityFiles.in_folder(data)
+    mounted = secret.certificate.exists()
+    identity = secret.load() if mounted else IdentityStore(folders.admin).load()
     check_not_expired(identity, SystemClock())
     address = coordinator or _endpoint(folders)
     credentials = grpc.ssl_channel_credentials(

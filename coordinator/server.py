@@ -51,6 +51,7 @@ from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import DENIALS_S
 from fedreid.names import FederationName
+from fedreid.notify import Supervisor
 from fedreid.pki.signing import public_bytes
 from fedreid.v1 import admin_pb2_grpc, enrolment_pb2_grpc, federation_pb2_grpc
 from fedreid.work import off_loop
@@ -171,7 +172,12 @@ class Coordinator:
         )
 
     async def serve(
-        self, config: Config, *, stop: asyncio.Event, say: Callable[[str], None]
+        self,
+        config: Config,
+        *,
+        stop: asyncio.Event,
+        say: Callable[[str], None],
+        supervisor: Supervisor,
     ) -> None:
         """Serve until ``stop`` is set; then end every call and the worker.
 
@@ -203,7 +209,8 @@ class Coordinator:
             say(f"health and metrics on port {health.port}")
             if few := connections_told(connections):
                 say(few)
-            await self._run(stop, server, health, say)
+            async with supervisor.watching():
+                await self._run(stop, server, health, supervisor.heard(say))
         finally:
             serving.clear()
             await server.stop(_STOP_GRACE_S)
@@ -272,7 +279,8 @@ async def _serve_until_signal(folders: Folders, config: Config, say: Callable[[s
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await Coordinator(folders, config).serve(config, stop=stop, say=say)
+    supervisor = Supervisor()
+    await Coordinator(folders, config).serve(config, stop=stop, say=say, supervisor=supervisor)
     say("stopped")
 
 

@@ -21,6 +21,9 @@ from fedreid.errors import ExitCode, FedreidError, encodable
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+EXIT_CODES = "Exit codes: " + ", ".join(f"{code:d} {code.name.lower()}" for code in ExitCode) + "."
+"""What stands below each program's --help."""
+
 
 def run_program(program: Callable[[], None]) -> None:
     """Run a program; an error of our tree becomes a sentence and its exit code."""

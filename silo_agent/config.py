@@ -221,6 +221,20 @@ def load_config(folders: Folders) -> AgentConfig:
         raise ConfigRefused(error.what, why=error.why, next_step=error.next_step) from error
 
 
+def read_policy(path: Path) -> Policy:
+    """The policy in a file.
+
+    Raises:
+        ConfigRefused: it is wrong, or can't be read.
+    """
+    try:
+        return parse_toml(path.read_text("utf-8"), Policy, what=str(path))
+    except PlanRefused as error:
+        raise ConfigRefused(error.what, why=error.why, next_step=error.next_step) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigRefused(f"The policy {path} can't be read", why=str(error)) from error
+
+
 def save_membership(folders: Folders, membership: Membership) -> None:
     """Write what enrolment settled."""
     write_bytes(folders.membership, msgspec.json.encode(membership))

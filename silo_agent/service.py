@@ -27,6 +27,7 @@ from fedreid.files import held_alone
 from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import JOB_ATTEMPTS
+from fedreid.notify import Supervisor
 from fedreid.pki.identity import JOIN_AGAIN, Identity, check_not_expired
 from silo_agent import metrics
 from silo_agent.config import (
@@ -68,6 +69,7 @@ def run(
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
+    supervisor = Supervisor()
     with held_alone(folders.root, by="agent"), progress_shown() as show:
         config = load_config(folders)
         config = replace(
@@ -75,7 +77,9 @@ def run(
             metrics=config.metrics if metrics_at is None else metrics_at,
             metrics_textfile=config.metrics_textfile if textfile is None else str(textfile),
         )
-        asyncio.run(_run_until_signal(folders, config, trainer, say, show))
+        asyncio.run(
+            _run_until_signal(folders, config, trainer, supervisor.heard(say), show, supervisor)
+        )
     say("stopped; everything is kept, start again to go on")
 
 
@@ -85,6 +89,7 @@ async def _run_until_signal(
     trainer: str,
     say: Callable[[str], None],
     show: Callable[[str, float], None],
+    supervisor: Supervisor,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -124,7 +129,8 @@ async def _run_until_signal(
         stopped = asyncio.create_task(stop.wait())
         noting = asyncio.create_task(notes.keep())
         try:
-            await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            async with supervisor.watching():
+                await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if taking_part.done():
                 await taking_part
         finally:

@@ -40,6 +40,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The agent does not run, or hangs."""
     privacy: Statement
     last_round: FinishedRound | None
+    coordinator_version: str | None = None
+    """Of the coordinator that answered; None: it was not asked."""
 
     def tree(self) -> dict[str, Any]:
         """It, for machines; without the time of the note, whose change is no news."""
@@ -50,8 +52,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[str]:
         """It, for people."""
+        answered = f"the coordinator answers; it is fedreid {self.coordinator_version}"
         return [
             f"{self.silo} of {self.federation}, coordinator {self.coordinator}",
+            *([answered] if self.coordinator_version is not None else []),
             f"its certificate lasts until {instant(self.certificate_ends_s)}",
             self._now(share=True),
             self._last(),

@@ -20,6 +20,7 @@ from coordinator.learning.jobs import (
     InitialiseJob,
     InitialiseReport,
 )
+from coordinator.learning.without_torch import check_torch, copy_start, has_torch
 from fedreid.files import digest_of, replacing
 from fedreid.jobs import Job, ProgressSink, Report, serve
 from fedreid.wire.differences import Difference
@@ -55,6 +56,8 @@ def _quantise(job: EncodeJob) -> None:
 
 
 def _initialise(job: InitialiseJob, progress: ProgressSink) -> InitialiseReport:
+    if not has_torch():
+        return copy_start(job)
     from coordinator.learning.start import write_start
 
     _settle_torch(_INITIALISE_THREADS)
@@ -62,6 +65,7 @@ def _initialise(job: InitialiseJob, progress: ProgressSink) -> InitialiseReport:
 
 
 def _distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
+    check_torch("distil")
     from coordinator.learning.distillation import distil
 
     _settle_torch(job.distillation.threads)
@@ -69,6 +73,7 @@ def _distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
 
 
 def _cluster(job: ClusterJob, progress: ProgressSink) -> ClusterReport:
+    check_torch("cluster silos")
     from coordinator.learning.clustering import cluster
 
     _settle_torch(job.distillation.threads)
@@ -76,6 +81,7 @@ def _cluster(job: ClusterJob, progress: ProgressSink) -> ClusterReport:
 
 
 def _evaluate(job: EvaluateJob, progress: ProgressSink) -> EvaluateReport:
+    check_torch("evaluate")
     from coordinator.learning.evaluation import evaluate
 
     _settle_torch(job.threads)

@@ -31,6 +31,7 @@ from fedreid.v1 import federation_pb2_grpc
 from fedreid.versions import check_versions
 from fedreid.wire.failures import failure_of
 from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
+from silo_agent.config import AgentConfig, Folders, identities
 
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
@@ -50,6 +51,18 @@ async def connected(address: str, identity: Identity) -> AsyncIterator[grpc.aio.
     """A channel to the coordinator, verified against the identity's authorities."""
     async with _channel(address, identity) as channel:
         yield channel
+
+
+async def greeted(folders: Folders, config: AgentConfig) -> pb.HelloResponse:
+    """Say hello once, with the identity that this silo takes part with.
+
+    Raises:
+        IdentityMissing, IdentityBroken: it has no usable identity.
+        FedreidError: see :func:`calling`.
+    """
+    identity = identities(folders, config).load()
+    async with Line(config.coordinator, identity) as line:
+        return await line.greet()
 
 
 class Line:
