@@ -147,6 +147,11 @@ class LocalFederation:
 
     def initialise(self, **settings: object) -> None:
         """Make the coordinator's data folder, with ``settings`` of its own, and start it."""
+        self.make_folder(**settings)
+        self.open()
+
+    def make_folder(self, **settings: object) -> None:
+        """Make the coordinator's data folder, with ``settings`` of its own."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.command(
             "coordinator", "init", "--data", str(self.data), "--federation", self._federation,
@@ -155,6 +160,9 @@ class LocalFederation:
         config = Folders(self.data).config
         known = tomllib.loads(config.read_text("utf-8"))
         config.write_text(tomli_w.dumps({**known, **settings}), "utf-8")
+
+    def open(self) -> None:
+        """Start the coordinator for the first time."""
         self.coordinator.start()
         self._wait_for_coordinator()
         # From now on the same port, so that agents find a restarted coordinator again.

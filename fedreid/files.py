@@ -13,7 +13,7 @@ from typing import IO
 import blake3
 
 from fedreid import faults
-from fedreid.errors import ConfigRefused, storage_errors
+from fedreid.errors import ConfigRefused, StorageError, storage_errors
 from fedreid.limits import MIB
 from fedreid.names import Digest
 
@@ -152,6 +152,29 @@ def digest_of(path: Path, *, start: int = 0) -> Digest:
         while count := stream.readinto(view):
             hasher.update(view[:count])
     return Digest(hasher.hexdigest())
+
+
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether a file has this digest; one that is gone, or can't be read any more, has none."""
+    return bool(digest) and is_whole(path, digest)
+
+
+def is_whole(path: Path, digest: str) -> bool:
+    """The same where the digest may be unknown (empty): then the file need only be readable."""
+    try:
+        return digest_of(path) == digest or not digest
+    except StorageError:
+        return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on a folder's disk.
+
+    Raises:
+        StorageError: there is no telling.
+    """
+    with storage_errors("look at", folder):
+        return shutil.disk_usage(folder).free
 
 
 def others_may_read(path: Path) -> bool:

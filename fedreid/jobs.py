@@ -27,6 +27,7 @@ from fedreid.errors import (
     UsageError,
 )
 from fedreid.limits import JOB_LINE_BYTES
+from fedreid.memory import give_back
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -239,6 +240,7 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
             )
         else:
             tell(_Finished(report=msgspec.Raw(msgspec.json.encode(report))))
+        give_back()
 
 
 def as_child() -> None:

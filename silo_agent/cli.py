@@ -45,6 +45,16 @@ Metrics = Annotated[
 ]
 
 
+Textfile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--metrics-textfile",
+        help="FILE.prom in node_exporter's textfile folder, where nobody scrapes this machine; "
+        "default: none.",
+    ),
+]
+
+
 @app.command()
 def join(
     coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
@@ -76,6 +86,7 @@ def join(
         typer.Option(help="With --identity: the coordinator's model-key.pub."),
     ] = None,
     metrics: Metrics = None,
+    metrics_textfile: Textfile = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try every step but the last; the token stays unused.")
     ] = False,
@@ -100,13 +111,16 @@ def join(
         withdrawn_confirmed=confirm_withdrawn,
         identity=kept if identity is None else str(identity.resolve()),
         metrics=metrics or "",
+        metrics_textfile="" if metrics_textfile is None else str(metrics_textfile.resolve()),
     )
-    if before is not None:  # policy and processes stay as the operator has set them
+    if before is not None:  # what only the settings tell stays as the operator has it
         config = replace(
             config,
             policy=before.policy,
             processes=before.processes,
+            compiled=before.compiled,
             metrics=before.metrics if metrics is None else metrics,
+            metrics_textfile=config.metrics_textfile or before.metrics_textfile,
         )
     if dry_run:
         _try_to_join(folders, config, token_file, as_json=as_json)
@@ -124,13 +138,15 @@ def join(
 
 
 @app.command("run")
-def run_agent(data: Data = DEFAULT_DATA, metrics: Metrics = None) -> None:
+def run_agent(
+    data: Data = DEFAULT_DATA, metrics: Metrics = None, metrics_textfile: Textfile = None
+) -> None:
     """Go on taking part with the identity and settings of the data folder."""
     launch.prepare()
     from silo_agent.config import Folders
     from silo_agent.service import run
 
-    run(Folders(data.resolve()), say, metrics_at=metrics)
+    run(Folders(data.resolve()), say, metrics_at=metrics, textfile=metrics_textfile)
 
 
 @app.command()

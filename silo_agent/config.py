@@ -106,8 +106,12 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     metrics: str = ""
     """HOST:PORT of plain HTTP: /livez, /readyz, /metrics; empty: none. Bind it where only your
     Prometheus can reach it."""
+    metrics_textfile: str = ""
+    """File of the figures for node_exporter, where nobody scrapes this machine; empty: none."""
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     """Training processes, started by torchrun; one for each GPU of the machine."""
+    compiled: bool = False
+    """Train with torch.compile, which needs a C++ compiler and a minute or more each round."""
     policy: Policy = Policy()
 
 

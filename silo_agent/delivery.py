@@ -5,6 +5,7 @@ with its numbers, and the figures of measured models. What the other calls carry
 progress) is named in docs/egress.md.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,8 @@ class Delivery:
             self._tell(f"round {parcel.round}: the coordinator refused the update: {refusal}")
             return False
         accepted = state == pb.UPLOAD_STATE_ACCEPTED
+        if accepted:
+            await off_loop(self._outbox.note_accepted, finished, parcel.residual_digest)
         await self._note_outcome(parcel, "accepted" if accepted else "too_late")
         outcome = "accepted" if accepted else "too late, it does not count"
         self._tell(f"round {parcel.round}: update of {parcel.manifest.byte_count} bytes {outcome}")
@@ -130,7 +133,7 @@ class Delivery:
             finished,
             folder=folder,
             update=folder / UPDATE_FILE,
-            base=layout_of(Path(base.path)),
+            base=Path(base.path),
             policy=self._policy,
             destination=self._address,
         )
@@ -150,14 +153,19 @@ class Delivery:
             opening = await stub.OpenUpload(request, timeout=CALL_S)
             if opening.state != pb.UPLOAD_STATE_SEND:
                 return opening.state
-            answer = await stub.SendUpload(self._messages(opening, parcel))
+            turn = asyncio.Event()
+            call = stub.SendUpload(self._messages(opening, parcel, turn))
+            await call.initial_metadata()  # they come when it is this silo's turn
+            turn.set()
+            answer = await call
         faults.point("upload.ack.received")
         return answer.state
 
     async def _messages(
-        self, opening: pb.OpenUploadResponse, parcel: Parcel
+        self, opening: pb.OpenUploadResponse, parcel: Parcel, turn: asyncio.Event
     ) -> AsyncIterator[pb.SendUploadRequest]:
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
+        await turn.wait()
         size = parcel.manifest.byte_count
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
         async for chunk in chunks:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from fedreid import __version__
 from fedreid.audit import AuditLog
@@ -20,6 +22,7 @@ from fedreid.errors import (
     StorageError,
     storage_errors,
 )
+from fedreid.exposition import Exposition
 from fedreid.files import held_alone
 from fedreid.health import Health
 from fedreid.jobs import Worker
@@ -37,7 +40,9 @@ from silo_agent.config import (
 from silo_agent.contact import Contact
 from silo_agent.doing import Notes
 from silo_agent.egress import check_destination
+from silo_agent.outbox import Outbox
 from silo_agent.rounds import Participant
+from silo_agent.textfile import check_textfile, keep_textfile
 from silo_agent.trust.channel import Line, pauses_s
 from silo_agent.trust.renewal import Renewal, check_is_ours
 
@@ -52,24 +57,32 @@ def run(
     say: Callable[[str], None],
     *,
     metrics_at: str | None = None,
+    textfile: Path | None = None,
     trainer: str = TRAINER,
 ) -> None:
     """Take part until SIGTERM or SIGINT; ``trainer`` is the module of the training process.
 
-    ``metrics_at`` is where health and metrics are served, if not where the settings say.
+    ``metrics_at`` is where health and metrics are served, and ``textfile`` where metrics are
+    written to, if not where the settings say.
 
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
     with held_alone(folders.root, by="agent"), progress_shown() as show:
-        asyncio.run(_run_until_signal(folders, trainer, metrics_at, say, show))
+        config = load_config(folders)
+        config = replace(
+            config,
+            metrics=config.metrics if metrics_at is None else metrics_at,
+            metrics_textfile=config.metrics_textfile if textfile is None else str(textfile),
+        )
+        asyncio.run(_run_until_signal(folders, config, trainer, say, show))
     say("stopped; everything is kept, start again to go on")
 
 
 async def _run_until_signal(
     folders: Folders,
+    config: AgentConfig,
     trainer: str,
-    metrics_at: str | None,
     say: Callable[[str], None],
     show: Callable[[str, float], None],
 ) -> None:
@@ -77,7 +90,7 @@ async def _run_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    config, clock = load_config(folders), SystemClock()
+    clock = SystemClock()
     check_destination(config.coordinator, config.policy)
     membership = load_membership(folders)
     notes = Notes(folders, clock)
@@ -101,7 +114,12 @@ async def _run_until_signal(
         say=say,
         show=shown,
     )
-    with _health_served(config.metrics if metrics_at is None else metrics_at, contact, say):
+    outbox = Outbox(folders)
+    figures = Exposition(metrics.REGISTRY, lambda: metrics.OUTBOX_DEPTH.set(outbox.depth()))
+    async with (
+        _health_served(config.metrics, figures, contact, say),
+        _textfile_kept(config.metrics_textfile, figures, say),
+    ):
         taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, contact, say))
         stopped = asyncio.create_task(stop.wait())
         noting = asyncio.create_task(notes.keep())
@@ -116,13 +134,32 @@ async def _run_until_signal(
             await worker.close()
 
 
-@contextlib.contextmanager
-def _health_served(address: str, contact: Contact, say: Callable[[str], None]) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _textfile_kept(
+    path: str, figures: Exposition, say: Callable[[str], None]
+) -> AsyncIterator[None]:
+    """Write the figures to a file meanwhile, if there is a name for it."""
+    if not path:
+        yield
+        return
+    check_textfile(Path(path))
+    writing = asyncio.create_task(keep_textfile(Path(path), figures, say))
+    try:
+        yield
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _health_served(
+    address: str, figures: Exposition, contact: Contact, say: Callable[[str], None]
+) -> AsyncIterator[None]:
     """Answer probes and Prometheus meanwhile, if there is an address for it."""
     if not address:
         yield
         return
-    health = Health(address, ready=lambda: contact.connected, registry=metrics.REGISTRY)
+    health = Health(address, ready=lambda: contact.connected, figures=figures)
     health.start()
     say(f"health and metrics on port {health.port}")
     try:

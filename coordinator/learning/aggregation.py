@@ -172,7 +172,7 @@ def _senders(name: str, opened: _Round) -> list[_Update]:
     """
     layer = name.removesuffix(_MEAN).removesuffix(_VARIANCE)
     needed = (layer + _MEAN, layer + _VARIANCE) if is_statistic(name) else (name,)
-    sent = [u for u in opened.updates_K if all(part in u.opened.offsets for part in needed)]
+    sent = [u for u in opened.updates_K if all(u.opened.has(part) for part in needed)]
     if len(sent) < len(opened.updates_K):  # else as they are: dividing by nearly 1 would only round
         total = sum(update.share for update in sent)
         sent = [replace(u, share=u.share / total if total > 0.0 else 1 / len(sent)) for u in sent]

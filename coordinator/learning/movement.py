@@ -35,9 +35,12 @@ class Movement:
     statistics: dict[str, DoubleArray]
     """By running mean or variance, the norm of each silo's change; NaN of one that kept it."""
 
-    def cosine(self, i: int, j: int) -> float:
-        """Between two changes; 0 where one has not moved."""
-        return _ratio(self.products_KK[i, j], self.norms_K[i] * self.norms_K[j])
+    def cosines(self) -> DoubleArray:
+        """Between each two changes; 0 where one has not moved."""
+        lengths_KK = np.outer(self.norms_K, self.norms_K)
+        cosines_KK = np.zeros_like(lengths_KK)
+        np.divide(self.products_KK, lengths_KK, out=cosines_KK, where=lengths_KK > 0.0)
+        return cosines_KK
 
     def cosine_along(self, k: int) -> float:
         """Between a change and the last movement of the model; 0 where one has not moved."""
@@ -71,7 +74,7 @@ def _changes(files: RoundFiles, name: str, at: int, size: int) -> DoubleArray:
     base_B = files.base.read(name, at, size).astype(np.float64)
     rows = np.zeros((len(files.updates_K) + 1, size))
     for row, update in zip(rows, files.updates_K, strict=False):
-        if name in update.offsets:
+        if update.has(name):
             np.subtract(update.read(name, at, size), base_B, out=row)
     if files.previous is not None:
         np.subtract(base_B, files.previous.read(name, at, size), out=rows[-1])
@@ -83,7 +86,7 @@ def _norms(files: RoundFiles, spec: TensorSpec) -> DoubleArray:
 
 
 def _norm(update: Opened, files: RoundFiles, spec: TensorSpec) -> float:
-    if spec.name not in update.offsets:
+    if not update.has(spec.name):
         return math.nan
     squared = 0.0
     for at, size in files.blocks(spec):

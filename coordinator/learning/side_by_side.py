@@ -21,21 +21,25 @@ from fedreid.wire.tensors import FloatArray, TensorFile, TensorSpec, batch_norm_
 
 # Values of all silos together that are worked on at once: some 20 MiB in float64, with temporaries.
 _BLOCK_VALUES = 1 * MIB
+_WIDTH = np.dtype(np.float32).itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """One model's file, opened, and where each tensor lies in it."""
+    """One model's file, opened."""
 
     silo: str
     """Empty for a published model."""
     file: TensorFile
-    offsets: dict[str, int]
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds a tensor."""
+        return name in self.file.layout.places
 
     def read(self, name: str, at: int, size: int) -> FloatArray:
         """``size`` values of a tensor from the value ``at`` on."""
-        width = np.dtype(np.float32).itemsize
-        return self.file.values(self.offsets[name] + at * width, size * width)
+        _, offset = self.file.layout.places[name]
+        return self.file.values(offset + at * _WIDTH, size * _WIDTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +86,13 @@ def opened_round(stack: ExitStack, job: AggregateJob) -> RoundFiles:
 
 def _opened(stack: ExitStack, silo: str, path: str) -> Opened:
     file = stack.enter_context(TensorFile(Path(path)))
-    offsets = {spec.name: offset for spec, offset in file.layout.offsets()}
-    return Opened(silo=silo, file=file, offsets=offsets)
+    return Opened(silo=silo, file=file)
 
 
 def _check_layout(update: Opened, base: Opened, bn: BatchNormPolicy) -> None:
     """The base's tensors and no other; BatchNorm may be missing where it stays at silos."""
+    if update.file.layout is base.file.layout:
+        return
     expected, sent = frozenset(base.file.layout.specs), frozenset(update.file.layout.specs)
     names = base.file.layout.names
     optional = batch_norm_names(names) if keeps_batch_norm(bn) else frozenset()

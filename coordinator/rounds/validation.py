@@ -28,6 +28,8 @@ def check_manifest(manifest: Manifest, base: Layout, bn: BatchNormPolicy) -> Non
     Raises:
         UpdateRefused: a tensor is missing, unknown or of another shape.
     """
+    if manifest.layout == base:
+        return
     expected = {spec.name: spec for spec in base.specs}
     if keeps_batch_norm(bn):
         norms = batch_norm_names(base.names)

@@ -26,6 +26,7 @@ from coordinator.trust.under_way import CallsUnderWay, UnderWay
 from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
+    Denial,
     FedreidError,
     LimitReached,
     UpdateRefused,
@@ -218,7 +219,7 @@ class Access(grpc.aio.ServerInterceptor):
         try:
             return self._under_way.begin(principal)
         except LimitReached as error:
-            ACCESS_DENIED.inc()
+            ACCESS_DENIED.labels(Denial.LIMIT.value).inc()
             self._denials.note(principal.uri, service, error.what)
             raise
 
@@ -230,11 +231,13 @@ class Access(grpc.aio.ServerInterceptor):
             if holder.principal.role not in _ROLES.get(service, ()):
                 raise AccessDenied(
                     f"A certificate of the role {holder.principal.role.value!r} can't call "
-                    f"{service}"
+                    f"{service}",
+                    reason=Denial.ROLE,
                 )
             self._registry.check(holder)
         except FedreidError as error:
-            ACCESS_DENIED.inc()
+            reason = error.reason if isinstance(error, AccessDenied) else Denial.CERTIFICATE
+            ACCESS_DENIED.labels(reason.value).inc()
             self._denials.note(caller, service, error.what)
             raise
         _caller.set(holder)
@@ -244,10 +247,12 @@ class Access(grpc.aio.ServerInterceptor):
 def _peer(context: Any) -> Holder:
     properties = context.auth_context()
     if properties.get("ssl_tls_version", [b""])[0] != _TLS_VERSION:
-        raise AccessDenied("Only TLS 1.3 is spoken here")
+        raise AccessDenied("Only TLS 1.3 is spoken here", reason=Denial.CERTIFICATE)
     if properties.get("ssl_session_reused", [b""])[0] != b"false":
         # A resumed session carries what was checked when it began, and agents never resume one.
-        raise AccessDenied("A connection must begin with a whole TLS handshake")
+        raise AccessDenied(
+            "A connection must begin with a whole TLS handshake", reason=Denial.CERTIFICATE
+        )
     pem = properties.get("x509_pem_cert", [b""])[0]
     return _holder_of_pem(pem)
 

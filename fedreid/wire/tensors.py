@@ -5,6 +5,7 @@ no gaps, no metadata. Its data section is then also the ``fp32`` payload on the 
 files are streamed as they lie, and the BLAKE3 digest of the whole file names the model.
 """
 
+import functools
 import json
 import math
 import os
@@ -36,6 +37,7 @@ _ITEM_BYTES = 4
 _HEADER_LENGTH = struct.Struct("<Q")
 _HEADER_MAX_BYTES = 32 * MIB
 _ALIGNMENT = 8
+_KNOWN = 8  # layouts, of which a federation has one: every update of a round has the same
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,11 +58,11 @@ class TensorSpec:
         return self.elements * _ITEM_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """An ordered set of tensors laid end to end."""
 
-    specs: tuple[TensorSpec, ...]
+    specs: tuple[TensorSpec, ...]  # no slots: what follows from it is worked out once
 
     @classmethod
     def of(cls, specs: Iterable[TensorSpec]) -> "Layout":
@@ -73,7 +75,7 @@ class Layout:
         _check_specs(ordered)
         return cls(ordered)
 
-    @property
+    @functools.cached_property
     def size_bytes(self) -> int:
         """Bytes of all decoded values."""
         return sum(spec.size_bytes for spec in self.specs)
@@ -95,8 +97,17 @@ class Layout:
         wanted = set(names)
         return Layout(tuple(spec for spec in self.specs if spec.name in wanted))
 
+    @functools.cached_property
+    def places(self) -> "dict[str, tuple[TensorSpec, int]]":
+        """By name, each tensor and its byte offset in the data section."""
+        return {spec.name: (spec, offset) for spec, offset in self.offsets()}
+
     def header(self) -> bytes:
         """The safetensors header that goes before the data section."""
+        return self._header
+
+    @functools.cached_property
+    def _header(self) -> bytes:
         entries = {
             spec.name: {
                 "dtype": "F32",
@@ -169,7 +180,6 @@ class TensorFile:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._offsets = {spec.name: (spec, offset) for spec, offset in self.layout.offsets()}
 
     def __enter__(self) -> Self:
         return self
@@ -186,9 +196,13 @@ class TensorFile:
         """Release the descriptor."""
         os.close(self._descriptor)
 
+    def offset(self, name: str) -> int:
+        """Where a tensor begins in the data section; KeyError if the file has none of that name."""
+        return self.layout.places[name][1]
+
     def read(self, name: str) -> FloatArray:
         """One tensor in its shape; KeyError if the file has none of that name."""
-        spec, offset = self._offsets[name]
+        spec, offset = self.layout.places[name]
         return self.values(offset, spec.size_bytes).reshape(spec.shape)
 
     def values(self, offset: int, size: int) -> FloatArray:
@@ -269,21 +283,30 @@ def _read_header(descriptor: int, path: Path) -> tuple[Layout, int]:
         raise _damaged(path, "its header is too long")
     text = os.pread(descriptor, length, _HEADER_LENGTH.size)
     try:
-        entries = json.loads(text)
-        specs = []
-        for name, entry in entries.items():
-            if entry["dtype"] != "F32":
-                raise _damaged(path, f"the tensor {name!r} is no float32")
-            specs.append(TensorSpec(name, tuple(int(size) for size in entry["shape"])))
-        layout = Layout.of(specs)
-    except (
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-        UpdateRefused,
-    ) as error:  # fmt: skip
-        raise _damaged(path, f"its header can't be read ({error})") from error
-    if layout.header() != prefix + text:
-        raise _damaged(path, "its header is not the canonical one")
+        layout = _layout_in(prefix + text)
+    except UpdateRefused as error:
+        raise _damaged(path, f"its header can't be read ({error.what})") from error
     data_offset = _HEADER_LENGTH.size + length
     if os.fstat(descriptor).st_size != data_offset + layout.size_bytes:
         raise _damaged(path, "its size does not fit its header")
     return layout, data_offset
+
+
+@functools.lru_cache(_KNOWN)
+def _layout_in(header: bytes) -> Layout:
+    """The layout in a canonical header; UpdateRefused if it is none."""
+    try:
+        entries = json.loads(header[_HEADER_LENGTH.size :])
+        specs = []
+        for name, entry in entries.items():
+            if entry["dtype"] != "F32":
+                raise ValueError(f"the tensor {name!r} is no float32")
+            specs.append(TensorSpec(name, tuple(int(size) for size in entry["shape"])))
+        layout = Layout.of(specs)
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
+        raise UpdateRefused(Refusal.MANIFEST, str(error)) from error
+    if layout.header() != header:
+        raise UpdateRefused(Refusal.MANIFEST, "it is not the canonical one")
+    return layout
