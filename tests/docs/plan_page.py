@@ -5,6 +5,7 @@
 
 import ast
 import inspect
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -60,10 +61,10 @@ def _docstrings(kind: type[Section]) -> dict[str, str]:
     (tree,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(tree, ast.ClassDef)
     found = {}
-    for key, below in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
-            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                found[key.target.id] = " ".join(str(below.value.value).split())
+    for key, below in itertools.pairwise(tree.body):
+        match key, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=told)):
+                found[name] = " ".join(str(told).split())
     return found
 
 
