@@ -13,7 +13,7 @@ from typing import IO
 import blake3
 
 from fedreid import faults
-from fedreid.errors import ConfigRefused, storage_errors
+from fedreid.errors import ConfigRefused, StorageError, storage_errors
 from fedreid.limits import MIB
 from fedreid.names import Digest
 
@@ -139,6 +139,21 @@ def digest_of(path: Path, *, start: int = 0) -> Digest:
         while count := stream.readinto(view):
             hasher.update(view[:count])
     return Digest(hasher.hexdigest())
+
+
+def read_into(descriptor: int, path: Path, offset: int, view: memoryview) -> None:
+    """Fill ``view`` from the open file ``path`` at ``offset`` bytes.
+
+    Raises:
+        StorageError: it fails, or ends before.
+    """
+    done = 0
+    with storage_errors("read", path):
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise StorageError(f"The file {path} ends too early")
+            done += count
 
 
 def others_may_read(path: Path) -> bool:

@@ -20,7 +20,7 @@ from fedreid.errors import (
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import digest_of, remove_file, replacing, write_bytes
+from fedreid.files import digest_of, move_file, remove_file, replacing, write_bytes
 from fedreid.names import Digest
 from fedreid.pki.signing import verify
 from fedreid.plan import Encoding
@@ -29,6 +29,7 @@ from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest, encoding_to_wire
 from fedreid.wire.messages import release_from_wire
 from fedreid.wire.stream import PartialFile
+from fedreid.wire.tensors import data_offset_of
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
 from silo_agent.held import NEWEST_NOTE, Held, is_whole, read_note
@@ -83,7 +84,7 @@ class ModelCache:
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
     ) -> Held:
         part = self._folder / f"{digest}.{encoding}.part"
-        offset = await off_loop(_held_bytes, part)
+        offset = await off_loop(_held_bytes, part, encoding)
         request = federation_pb2.FetchModelRequest(
             model_digest=digest, encoding=encoding_to_wire(encoding), offset=offset
         )
@@ -93,7 +94,9 @@ class ModelCache:
             if first is None or not first.HasField("release"):
                 raise ConnectionFailed("The coordinator sent no model")
             release, manifest = self._verified(first.release, digest, encoding)
-            file = await off_loop(PartialFile, part, prefix=b"", size=manifest.byte_count)
+            file = await off_loop(
+                PartialFile, part, prefix=manifest.prefix, size=manifest.byte_count
+            )
             try:
                 if file.offset != offset:
                     raise ConnectionFailed("The part of a model on disk was changed meanwhile")
@@ -107,7 +110,7 @@ class ModelCache:
                 raise ConnectionFailed("A model arrived damaged", why=str(error)) from error
             finally:
                 file.close()
-        return await off_loop(self._keep, part, release, manifest)
+        return await off_loop(self._keep, part, release, manifest, file.file_digest)
 
     def _verified(
         self, signed: federation_pb2.SignedRelease, digest: Digest, encoding: Encoding
@@ -137,12 +140,17 @@ class ModelCache:
             )
         return release, manifest
 
-    def _keep(self, part: Path, release: Release, manifest: Manifest) -> Held:
+    def _keep(
+        self, part: Path, release: Release, manifest: Manifest, file_digest: Digest
+    ) -> Held:
         path = self._folder / f"{release.model_digest}.{manifest.encoding}.safetensors"
-        with storage_errors("read", part), part.open("rb") as payload, replacing(path) as stream:
-            decode(payload, manifest.layout, manifest.encoding, stream)
-        if manifest.encoding == "fp32" and digest_of(path) != release.model_digest:
-            remove_file(path)
+        exact = manifest.encoding == "fp32"  # then the part is the model's file as it lies
+        if not exact:
+            with storage_errors("read", part), part.open("rb") as payload, replacing(path) as out:
+                decode(payload, manifest.layout, manifest.encoding, out)
+            file_digest = digest_of(path)
+        elif file_digest != release.model_digest:
+            remove_file(part)
             raise SignatureRefused("The model's bytes are not the ones that were signed")
         held = Held(
             path=str(path),
@@ -150,7 +158,7 @@ class ModelCache:
             run=release.run,
             round=release.round,
             version=release.version,
-            file_digest=digest_of(path),
+            file_digest=file_digest,
         )
         self._audit.append(
             "model.taken",
@@ -165,7 +173,10 @@ class ModelCache:
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
-        remove_file(part)
+        if exact:
+            move_file(part, path)
+        else:
+            remove_file(part)
         return held
 
     def newest(self) -> Newest:
@@ -191,5 +202,8 @@ class ModelCache:
         return self._folder / f"{digest}.{encoding}.json"
 
 
-def _held_bytes(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+def _held_bytes(part: Path, encoding: Encoding) -> int:
+    """Bytes of the payload that an earlier attempt has left."""
+    if not part.exists():
+        return 0
+    return max(0, part.stat().st_size - (data_offset_of(part) if encoding == "fp32" else 0))

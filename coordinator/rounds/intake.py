@@ -12,11 +12,12 @@ import blake3
 from coordinator.folders import Folders
 from coordinator.metrics import INTAKE_BYTES, SILO_UPDATES, UPDATES_REJECTED
 from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.incoming import Incoming
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.spool import check_room
-from coordinator.rounds.validation import check_manifest, check_values
+from coordinator.rounds.validation import check_manifest
 from fedreid import faults
 from fedreid.contract import UpdateReport
 from fedreid.errors import (
@@ -27,15 +28,12 @@ from fedreid.errors import (
     StorageError,
     UpdateRefused,
 )
-from fedreid.files import digest_of, move_file, remove_file, replacing
+from fedreid.files import move_file, remove_file
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
 from fedreid.v1 import tensors_pb2
-from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest
-from fedreid.wire.stream import PartialFile
-from fedreid.wire.tensors import TensorFile
 from fedreid.work import off_loop
 
 _SEND_AGAIN = BROKEN_LINE | {Refusal.NOT_INVITED, Refusal.STALE}
@@ -119,7 +117,7 @@ class Intake:
                 self._remove_other_parts(announcement.silo, part)
             await off_loop(check_room, part.parent, self._promised(announcement))
             self._announced[announcement.silo] = announcement
-        held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
+        held = part.stat().st_size - len(announcement.manifest.prefix) if part.exists() else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
 
@@ -175,29 +173,33 @@ class Intake:
         standing = self._standing(announcement)
         if standing is not Standing.SEND:
             return standing
-        manifest = announcement.manifest
-        part = self._part_path(announcement)
-        file = await off_loop(PartialFile, part, prefix=_prefix(manifest), size=manifest.byte_count)
         try:
-            async for chunk in chunks:
+            incoming = await off_loop(self._incoming, announcement, self._conductor.plan)
+            try:
+                async for chunk in chunks:
+                    async with self._slots:
+                        await off_loop(incoming.write, chunk)
+                    INTAKE_BYTES.inc(len(chunk.data))
                 async with self._slots:
-                    await off_loop(_write, file, chunk)
-                INTAKE_BYTES.inc(len(chunk.data))
-            await off_loop(_finish, file, manifest)
+                    await off_loop(incoming.finish)
+            finally:
+                incoming.close()
         except StorageError:
             if self._standing(announcement) is Standing.SEND:
                 raise
             return Standing.STALE  # the round has ended meanwhile and its spool is gone
-        finally:
-            file.close()
-        return await self._count(announcement, part)
+        return await self._count(announcement, incoming)
 
-    async def _count(self, announcement: Announcement, part: Path) -> Standing:
+    def _incoming(self, announcement: Announcement, plan: Plan) -> Incoming:
+        base = self._models.path(Digest(announcement.base_digest))
+        return Incoming(self._part_path(announcement), announcement.manifest, base, plan.validation)
+
+    async def _count(self, announcement: Announcement, incoming: Incoming) -> Standing:
         state = self._conductor.round
         if self._standing(announcement) is not Standing.SEND or state is None:
             return Standing.STALE
         async with self._slots:
-            digest = await off_loop(self._admit, announcement, part, state, self._conductor.plan)
+            digest = await off_loop(self._admit, announcement, incoming, state)
         await self._conductor.apply(
             UpdateAccepted(
                 update=Accepted(
@@ -215,30 +217,14 @@ class Intake:
         return standing
 
     def _admit(
-        self, announcement: Announcement, part: Path, state: RoundState, plan: Plan
+        self, announcement: Announcement, incoming: Incoming, state: RoundState
     ) -> Digest:
-        """Decode, check each value, and move the update to where aggregation reads it.
+        """Check what has come, and move the update to where aggregation reads it.
 
         Gives the digest by which damage is noticed before it is aggregated.
         """
-        manifest = announcement.manifest
-        ready = part.with_suffix(".ready")
-        if manifest.encoding == "fp32":
-            move_file(part, ready)
-        else:
-            with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
-                decode(payload, manifest.layout, manifest.encoding, stream)
-            remove_file(part)
-        try:
-            with (
-                TensorFile(ready) as update,
-                TensorFile(self._models.path(Digest(announcement.base_digest))) as base,
-            ):
-                check_values(update, base, plan.validation)
-        except UpdateRefused:
-            remove_file(ready)
-            raise
-        digest = digest_of(ready)
+        ready, digest = incoming.checked()
+        self._models.digests.note(ready, digest)
         with faults.step("upload.place"):
             move_file(ready, update_path(self._folders, state, announcement.silo))
         return digest
@@ -297,17 +283,3 @@ class Intake:
         folder = self._folders.spool(announcement.run, announcement.round)
         return folder / f"{announcement.silo}-{announcement.manifest.payload_digest[:16]}.part"
 
-
-def _write(file: PartialFile, chunk: tensors_pb2.Chunk) -> None:
-    with faults.step("upload.chunk.write"):
-        file.write(chunk)
-
-
-def _finish(file: PartialFile, manifest: Manifest) -> None:
-    with faults.step("upload.finalise"):
-        file.finish(manifest.payload_digest)
-
-
-def _prefix(manifest: Manifest) -> bytes:
-    """What makes an fp32 payload a canonical file where it lies; nothing for other encodings."""
-    return manifest.layout.header() if manifest.encoding == "fp32" else b""

@@ -24,7 +24,7 @@ from coordinator.rounds.machine import (
 from coordinator.rounds.publishing import Models, Origin
 from fedreid import faults
 from fedreid.errors import RunError, StorageError
-from fedreid.files import digest_of, remove_folder
+from fedreid.files import remove_folder
 from fedreid.jobs import Progress, Worker
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.plan import Encoding, Plan
@@ -114,12 +114,12 @@ class Phases:
         return tuple(
             update.silo
             for update in state.updates
-            if not _is(spool / orders.update_name(update.silo), update.file_digest)
+            if not self._is(spool / orders.update_name(update.silo), update.file_digest)
         )
 
     def _has_results(self, state: RoundState) -> bool:
         _, work = self._folders.of_round(state.run, state.number)
-        return all(_is(work / name, digest) for name, digest in state.results.items())
+        return all(self._is(work / name, digest) for name, digest in state.results.items())
 
     async def _aggregate(self, state: RoundState, plan: Plan) -> Event:
         job = orders.aggregate_job(self._folders, state, plan, self._federation)
@@ -138,7 +138,7 @@ class Phases:
         ):
             await self._worker.run(part, jobs.AggregateReport, self._progress)
             made.append(Path(part.out))
-        return replace(orders.aggregated(report, clusters), results=await off_loop(_digests, made))
+        return replace(orders.aggregated(report, clusters), results=await off_loop(self._digests, made))
 
     async def _distil(self, state: RoundState, plan: Plan) -> Event:
         job = orders.distil_job(self._folders, state, plan, self._federation)
@@ -146,7 +146,7 @@ class Phases:
         return Distilled(
             loss_before=report.loss_before,
             loss_after=report.loss_after,
-            results=await off_loop(_digests, [Path(job.out)]),
+            results=await off_loop(self._digests, [Path(job.out)]),
         )
 
     async def _evaluate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
@@ -169,20 +169,18 @@ class Phases:
             await self._worker.run(job, jobs.EncodeReport, self._progress)
         return await off_loop(self._models.place, result, origin, encodings)
 
+    def _digests(self, files: Iterable[Path]) -> dict[str, str]:
+        return {file.name: self._models.digests.of(file) for file in files}
+
+    def _is(self, path: Path, digest: str) -> bool:
+        """Whether a file is there with this digest, if it is known."""
+        try:
+            return self._models.digests.of(path) == digest or not digest
+        except StorageError:  # one that can't be read any more is as good as gone
+            return False
+
     def _progress(self, progress: Progress) -> None:
         self.tell(f"{progress.phase} {progress.done}/{progress.total}")
-
-
-def _digests(files: Iterable[Path]) -> dict[str, str]:
-    return {file.name: digest_of(file) for file in files}
-
-
-def _is(path: Path, digest: str) -> bool:
-    """Whether a file is there with this digest, if it is known."""
-    try:
-        return digest_of(path) == digest or not digest
-    except StorageError:  # one that can't be read any more is as good as gone
-        return False
 
 
 def check_folders(plan: Plan) -> None:

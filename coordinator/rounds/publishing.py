@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.rounds.journal import Journal, ModelRow
 from fedreid import faults
 from fedreid.contract import Release, ReleasePayload
+from fedreid.digests import KnownDigests
 from fedreid.errors import RunError, StorageError, UsageError
-from fedreid.files import digest_of, link_file, remove_file, replacing
+from fedreid.files import link_file, remove_file, replacing
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
@@ -52,6 +53,8 @@ class Models:
         self._journal = journal
         self._federation = federation
         self._key = key
+        self.digests = KnownDigests()
+        """Of models, and of the round's files that become one."""
 
     def path(self, digest: Digest) -> Path:
         """The canonical file of a published model."""
@@ -71,7 +74,7 @@ class Models:
         Beside ``staged`` lie its payloads in other encodings. All of them stay where they are, so
         that the same can be done again after a crash.
         """
-        digest = digest_of(staged)
+        digest = self.digests.of(staged)
         with faults.step("publish.rename"):
             for encoding in encodings:
                 if encoding != "fp32":
@@ -175,11 +178,11 @@ class Models:
             StorageError: the exact values are damaged or gone.
         """
         encoded = payload if payload is not None and payload.encoding != "fp32" else None
-        if encoded is not None and _has_digest(
+        if encoded is not None and self._has_digest(
             self.encoded_path(digest, encoded.encoding), encoded.payload_digest
         ):
             return
-        if not _has_digest(self.path(digest), digest):
+        if not self._has_digest(self.path(digest), digest):
             raise StorageError(
                 f"The published model {self.path(digest)} is damaged or gone",
                 next_step="Put the file back from a backup, which mends it at once, or go back to "
@@ -196,7 +199,7 @@ class Models:
             payload
             for payload in _stated(row).payloads
             if payload.encoding != "fp32"
-            and not _has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
+            and not self._has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
         ]
 
     def _encode(self, digest: Digest, encoding: Encoding) -> None:
@@ -235,10 +238,16 @@ class Models:
         for path in self._folder.glob(".*.tmp"):
             remove_file(path)
 
+    def _has_digest(self, path: Path, digest: str) -> bool:
+        try:
+            return self.digests.of(path) == digest
+        except StorageError:  # gone, or the disk does not give it back
+            return False
+
     def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
         path, start, size = self._payload_place(digest, encoding)
         return ReleasePayload(
-            encoding=encoding, payload_digest=digest_of(path, start=start), byte_count=size
+            encoding=encoding, payload_digest=self.digests.of(path, start=start), byte_count=size
         )
 
     def _payload_place(self, digest: Digest, encoding: Encoding) -> tuple[Path, int, int]:
@@ -267,10 +276,3 @@ def models_needed(journal: Journal) -> list[str]:
 
 def _stated(row: ModelRow) -> Release:
     return release_from_wire(federation_pb2.Release.FromString(row.release))
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    try:
-        return digest_of(path) == digest
-    except StorageError:  # gone, or the disk does not give it back
-        return False

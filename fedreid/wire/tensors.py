@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
-from fedreid.files import replacing
+from fedreid.files import read_into, replacing
 from fedreid.limits import (
     MANIFEST_TENSORS,
     MIB,
@@ -152,6 +152,16 @@ def layout_of(path: Path) -> Layout:
         return file.layout
 
 
+def data_offset_of(path: Path) -> int:
+    """Where a tensor file's data section begins, as its first bytes state; nothing is checked."""
+    with storage_errors("read", path), path.open("rb") as stream:
+        prefix = stream.read(_HEADER_LENGTH.size)
+    if len(prefix) < _HEADER_LENGTH.size:
+        return _HEADER_LENGTH.size
+    (length,) = _HEADER_LENGTH.unpack(prefix)
+    return _HEADER_LENGTH.size + int(length)
+
+
 class TensorFile:
     """A canonical safetensors file, read tensor by tensor; holds one descriptor, no tensors."""
 
@@ -199,13 +209,7 @@ class TensorFile:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` from the data section at ``offset`` bytes."""
-        done = 0
-        with storage_errors("read", self.path):
-            while done < len(view):
-                count = os.preadv(self._descriptor, [view[done:]], self.data_offset + offset + done)
-                if count == 0:
-                    raise _damaged(self.path, "it ends too early")
-                done += count
+        read_into(self._descriptor, self.path, self.data_offset + offset, view)
 
     def read_all(self) -> dict[str, FloatArray]:
         """Every tensor; costs the whole model in memory."""
