@@ -162,9 +162,7 @@ def _rounds(
             limit.round()
             for number in range(_WARM_UP + 1, _WARM_UP + rounds + 1):
                 before_s = _cpu_seconds(local)
-                admin.ControlRun(
-                    admin_pb2.ControlRunRequest(command=admin_pb2.RUN_COMMAND_RESUME)
-                )
+                admin.ControlRun(admin_pb2.ControlRunRequest(command=admin_pb2.RUN_COMMAND_RESUME))
                 summary = _one_round(local, admin, number)
                 took_s = _cpu_seconds(local) - before_s
                 bare_s, bare_cpu_s = limit.round()
@@ -183,9 +181,7 @@ def _rounds(
             return measured, limit.kind
 
 
-def _one_round(
-    local: LocalFederation, admin: "AdminStub", number: int
-) -> admin_pb2.RoundSummary:
+def _one_round(local: LocalFederation, admin: "AdminStub", number: int) -> admin_pb2.RoundSummary:
     """Wait for a round's beginning, have it be the last one for now, and wait for its end."""
     _wait(local, admin, lambda run: run.round.number >= number)
     admin.ControlRun(admin_pb2.ControlRunRequest(command=admin_pb2.RUN_COMMAND_PAUSE))

@@ -63,9 +63,7 @@ class KnownDigests:
         now_s = self._monotonic_s()
         for old in [k for k, v in self._known.copy().items() if now_s - v.since_s > DIGEST_KNOWN_S]:
             self._known.pop(old, None)
-        self._known[place] = _Known(
-            size=size, changed_ns=changed_ns, digest=digest, since_s=now_s
-        )
+        self._known[place] = _Known(size=size, changed_ns=changed_ns, digest=digest, since_s=now_s)
 
 
 def _look(path: Path, start: int) -> tuple[_Place, int, int]:

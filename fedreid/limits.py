@@ -181,6 +181,10 @@ FAILED_ROUNDS_IN_A_ROW = 5
 JOB_LINE_BYTES = 1 * MIB
 """One line of a worker's JSON protocol: reports are numbers, never tensors."""
 
+PROGRESS_S = 0.1
+"""Least pause between two lines of progress that a worker tells its parent: nobody reads faster,
+and an aggregation has thousands of blocks."""
+
 PLAN_BYTES = 64 * KIB
 """A plan file: a page of TOML."""
 

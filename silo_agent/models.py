@@ -140,9 +140,7 @@ class ModelCache:
             )
         return release, manifest
 
-    def _keep(
-        self, part: Path, release: Release, manifest: Manifest, file_digest: Digest
-    ) -> Held:
+    def _keep(self, part: Path, release: Release, manifest: Manifest, file_digest: Digest) -> Held:
         path = self._folder / f"{release.model_digest}.{manifest.encoding}.safetensors"
         exact = manifest.encoding == "fp32"  # then the part is the model's file as it lies
         if not exact:

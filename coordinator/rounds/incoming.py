@@ -13,7 +13,7 @@ from fedreid.errors import UpdateRefused
 from fedreid.files import digest_of, remove_file, replacing
 from fedreid.names import Digest
 from fedreid.plan import ValidationPlan
-from fedreid.v1 import tensors_pb2
+from fedreid.wire.chunks import Chunk
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.stream import PartialFile
@@ -23,9 +23,7 @@ from fedreid.wire.tensors import TensorFile
 class Incoming:
     """One update on its way; methods block on the disk."""
 
-    def __init__(
-        self, part: Path, manifest: Manifest, base: Path, plan: ValidationPlan
-    ) -> None:
+    def __init__(self, part: Path, manifest: Manifest, base: Path, plan: ValidationPlan) -> None:
         """Go on with what an earlier attempt has left in ``part``, if anything.
 
         Raises:
@@ -46,7 +44,7 @@ class Incoming:
         """Release the descriptors; the bytes so far stay for the next attempt."""
         self._open.close()
 
-    def write(self, chunk: tensors_pb2.Chunk) -> None:
+    def write(self, chunk: Chunk) -> None:
         """Take the next chunk.
 
         Raises:
@@ -100,4 +98,3 @@ class Incoming:
             remove_file(ready)
             raise
         return ready, digest_of(ready)
-

@@ -32,7 +32,7 @@ from fedreid.files import move_file, remove_file
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
-from fedreid.v1 import tensors_pb2
+from fedreid.wire.chunks import Chunk
 from fedreid.wire.manifest import Manifest
 from fedreid.work import off_loop
 
@@ -122,7 +122,7 @@ class Intake:
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
 
     async def receive(
-        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[tensors_pb2.Chunk]
+        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[Chunk]
     ) -> Standing:
         """Take the payload of an opened upload, check it, and make it count.
 
@@ -167,9 +167,7 @@ class Intake:
             UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
             SILO_UPDATES.labels(announcement.silo, "rejected").inc()
 
-    async def _receive(
-        self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]
-    ) -> Standing:
+    async def _receive(self, announcement: Announcement, chunks: AsyncIterator[Chunk]) -> Standing:
         standing = self._standing(announcement)
         if standing is not Standing.SEND:
             return standing
@@ -216,9 +214,7 @@ class Intake:
             SILO_UPDATES.labels(announcement.silo, "accepted").inc()
         return standing
 
-    def _admit(
-        self, announcement: Announcement, incoming: Incoming, state: RoundState
-    ) -> Digest:
+    def _admit(self, announcement: Announcement, incoming: Incoming, state: RoundState) -> Digest:
         """Check what has come, and move the update to where aggregation reads it.
 
         Gives the digest by which damage is noticed before it is aggregated.
@@ -282,4 +278,3 @@ class Intake:
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)
         return folder / f"{announcement.silo}-{announcement.manifest.payload_digest[:16]}.part"
-

@@ -104,6 +104,7 @@ class Phases:
         """Make the model that a run starts from; the release is the caller's to commit."""
         job = orders.start_job(self._folders, plan, self._federation)
         await self._worker.run(job, jobs.InitialiseReport, self._progress)
+        await self._worker.close()  # and with it torch's memory: an aggregation needs none
         origin = Origin(run=RunName(plan.name), round=RoundNumber(0), base_digest=Digest(""))
         model = await self._place(Path(job.out), plan, origin)
         await off_loop(remove_folder, Path(job.out).parent)
@@ -138,7 +139,9 @@ class Phases:
         ):
             await self._worker.run(part, jobs.AggregateReport, self._progress)
             made.append(Path(part.out))
-        return replace(orders.aggregated(report, clusters), results=await off_loop(self._digests, made))
+        return replace(
+            orders.aggregated(report, clusters), results=await off_loop(self._digests, made)
+        )
 
     async def _distil(self, state: RoundState, plan: Plan) -> Event:
         job = orders.distil_job(self._folders, state, plan, self._federation)

@@ -22,7 +22,8 @@ from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
 from fedreid.plan import Encoding
-from fedreid.v1 import federation_pb2, tensors_pb2
+from fedreid.v1 import federation_pb2
+from fedreid.wire.chunks import Chunk
 from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
@@ -199,7 +200,9 @@ class Models:
             payload
             for payload in _stated(row).payloads
             if payload.encoding != "fp32"
-            and not self._has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
+            and not self._has_digest(
+                self.encoded_path(digest, payload.encoding), payload.payload_digest
+            )
         ]
 
     def _encode(self, digest: Digest, encoding: Encoding) -> None:
@@ -209,9 +212,7 @@ class Models:
         ):
             encode(file, file.layout, encoding, out)
 
-    async def chunks(
-        self, digest: Digest, encoding: Encoding, offset: int
-    ) -> AsyncIterator[tensors_pb2.Chunk]:
+    async def chunks(self, digest: Digest, encoding: Encoding, offset: int) -> AsyncIterator[Chunk]:
         """The payload of a published model from ``offset`` on."""
         path, start, size = self._payload_place(digest, encoding)
         async for chunk in send_chunks(path, start=start, size=size, offset=offset):

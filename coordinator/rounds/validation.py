@@ -5,9 +5,8 @@ block by block while they come, so that memory does not grow with the model.
 """
 
 import math
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,10 +16,17 @@ from fedreid.errors import Refusal, UpdateRefused
 from fedreid.limits import KIB
 from fedreid.plan import BatchNormPolicy, ValidationPlan, keeps_batch_norm
 from fedreid.wire.manifest import Manifest
-from fedreid.wire.tensors import Layout, TensorFile, batch_norm_names, is_statistic
+from fedreid.wire.tensors import (
+    Layout,
+    TensorFile,
+    batch_norm_names,
+    is_statistic,
+    squared_norm,
+)
 
 _BLOCK_BYTES = 256 * KIB
 _ITEM_BYTES = 4
+_VARIANCE = "running_var"
 
 
 def check_manifest(manifest: Manifest, base: Layout, bn: BatchNormPolicy) -> None:
@@ -103,7 +109,7 @@ class Inspection:
             raise self._refused
         limit = self._plan.max_update_norm_ratio * math.sqrt(self._base_squared)
         moved = math.sqrt(self._change_squared)
-        if not moved <= min(limit, sys.float_info.max):
+        if moved > limit:
             raise UpdateRefused(
                 Refusal.NORM,
                 f"The update moves the model by a norm of {moved:.4g}",
@@ -113,11 +119,15 @@ class Inspection:
     def _check(self, block: "_Block", update: Values) -> None:
         values = np.empty(block.size // _ITEM_BYTES, dtype=np.float32)
         update.read_into(block.offset, values.view(np.uint8).data)
-        _check_block(block.name, values, self._plan.max_absolute_value)
-        if not is_statistic(block.name):
-            before = self._base.values(block.base_offset, block.size)
-            self._base_squared += _squared_norm(before)
-            self._change_squared += _squared_norm(np.subtract(values, before, out=values))
+        largest = self._plan.max_absolute_value
+        for piece in block.pieces if _is_odd(values, largest) else block.variances:
+            _check_piece(piece.name, values[piece.begin : piece.end], largest)
+        before = self._base.values(block.base_offset, block.size)
+        np.subtract(values, before, out=values)
+        for piece in block.pieces:
+            if not is_statistic(piece.name):
+                self._base_squared += squared_norm(before[piece.begin : piece.end])
+                self._change_squared += squared_norm(values[piece.begin : piece.end])
 
 
 def check_values(update: TensorFile, base: TensorFile, plan: ValidationPlan) -> None:
@@ -131,43 +141,67 @@ def check_values(update: TensorFile, base: TensorFile, plan: ValidationPlan) -> 
     inspection.finish()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Block:
-    """A run of values of one tensor, and where they lie in update and base, in bytes."""
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What of one tensor lies in a block, in values from the block's first on."""
 
     name: str
+    begin: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Block:
+    """A run of bytes that lies alike in update and base, and what it consists of."""
+
     offset: int
     base_offset: int
-    size: int
+    size: int = 0
+    pieces: list[_Piece] = field(default_factory=list)
 
     @property
     def end(self) -> int:
         return self.offset + self.size
 
+    @property
+    def variances(self) -> list[_Piece]:
+        return [piece for piece in self.pieces if piece.name.endswith(_VARIANCE)]
+
+    def add(self, name: str, size: int) -> None:
+        first = self.size // _ITEM_BYTES
+        self.pieces.append(_Piece(name, first, first + size // _ITEM_BYTES))
+        self.size += size
+
 
 def _blocks(layout: Layout, base: Layout) -> Iterator[_Block]:
+    """The update in blocks: of many small tensors, or of a part of a large one."""
     base_offsets = {spec.name: at for spec, at in base.offsets()}
+    block = _Block(0, 0)
     for spec, offset in layout.offsets():
-        for start in range(0, spec.size_bytes, _BLOCK_BYTES):
-            yield _Block(
-                name=spec.name,
-                offset=offset + start,
-                base_offset=base_offsets[spec.name] + start,
-                size=min(_BLOCK_BYTES, spec.size_bytes - start),
-            )
+        done = 0
+        while done < spec.size_bytes:
+            base_at = base_offsets[spec.name] + done
+            if block.size == _BLOCK_BYTES or block.base_offset + block.size != base_at:
+                if block.size:
+                    yield block
+                block = _Block(offset + done, base_at)
+            size = min(_BLOCK_BYTES - block.size, spec.size_bytes - done)
+            block.add(spec.name, size)
+            done += size
+    if block.size:
+        yield block
 
 
-def _squared_norm(values: npt.NDArray[np.float32]) -> float:
-    """In float32 within a block, where its rounding is far below what a limit is meant to tell."""
-    with np.errstate(over="ignore"):  # infinite is beyond any limit
-        return float(values @ values)
+def _is_odd(values: npt.NDArray[np.float32], largest: float) -> bool:
+    """Whether any value is NaN, infinite or too large: each makes one of both ends so."""
+    return not (-float(values.min()) <= largest and float(values.max()) <= largest)
 
 
-def _check_block(name: str, values: npt.NDArray[np.float32], largest: float) -> None:
+def _check_piece(name: str, values: npt.NDArray[np.float32], largest: float) -> None:
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN anywhere makes both NaN
         raise UpdateRefused(Refusal.NOT_FINITE, f"The tensor {name!r} holds NaN or infinity")
     if max(-low, high) > largest:
         raise UpdateRefused(Refusal.NORM, f"The tensor {name!r} holds a value beyond {largest:g}")
-    if name.endswith("running_var") and low < 0:
+    if name.endswith(_VARIANCE) and low < 0:
         raise UpdateRefused(Refusal.NEGATIVE_VARIANCE, f"The running variance {name!r} is negative")

@@ -15,13 +15,11 @@ from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
 from fedreid.files import read_into, remove_file
 from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
 from fedreid.names import Digest
-from fedreid.v1 import tensors_pb2
+from fedreid.wire.chunks import Chunk
 from fedreid.work import off_loop
 
 
-async def send_chunks(
-    path: Path, *, start: int, size: int, offset: int
-) -> AsyncIterator[tensors_pb2.Chunk]:
+async def send_chunks(path: Path, *, start: int, size: int, offset: int) -> AsyncIterator[Chunk]:
     """The payload that lies in ``path`` at ``start`` with ``size`` bytes, from ``offset`` on.
 
     Chunks grow while the line takes them fast, and shrink where it is slow: a chunk is what a
@@ -41,14 +39,12 @@ async def send_chunks(
             offset += len(chunk.data)
 
 
-def _read_chunk(
-    descriptor: int, path: Path, start: int, offset: int, count: int
-) -> tensors_pb2.Chunk:
+def _read_chunk(descriptor: int, path: Path, start: int, offset: int, count: int) -> Chunk:
     with storage_errors("read", path):
         data = os.pread(descriptor, count, start + offset)
     if not data:
         raise StorageError(f"The file {path} has become shorter while it was sent")
-    return tensors_pb2.Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
+    return Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
 
 
 def _next_size(chunk_bytes: int, took_s: float) -> int:
@@ -97,7 +93,7 @@ class PartialFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def write(self, chunk: tensors_pb2.Chunk) -> None:
+    def write(self, chunk: Chunk) -> None:
         """Take the next chunk.
 
         Raises:
@@ -164,7 +160,7 @@ class PartialFile:
             position += len(data)
         self.offset = position - len(self._prefix)
 
-    def _hash(self, data: bytes | memoryview) -> None:
+    def _hash(self, data: bytes) -> None:
         self._payload_hasher.update(data)
         if self._prefix:
             self._file_hasher.update(data)

@@ -141,6 +141,16 @@ def batch_norm_names(names: Iterable[str]) -> frozenset[str]:
     return frozenset(layer + part for layer in layers for part in parts) & known
 
 
+def squared_norm(values: FloatArray) -> float:
+    """Σ v² of a block, in float32 where that holds it: right to about 1e-5 for a million values."""
+    with np.errstate(over="ignore"):
+        squared = float(values @ values)
+    if math.isfinite(squared):
+        return squared
+    wide = values.astype(np.float64)
+    return float(wide @ wide)
+
+
 def is_statistic(name: str) -> bool:
     """Whether the tensor is a running mean or variance: counted, not learned."""
     return name.endswith(("running_mean", "running_var"))
