@@ -216,6 +216,29 @@ def distillation(
 
 
 @app.command()
+def transport(
+    silos: Annotated[int, typer.Option(help="Agents, each a process of its own.")] = 4,
+    model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet50",
+    encoding: Annotated[str, typer.Option(help="Of both ways, as a plan's [wire] names it.")] = (
+        "fp32"
+    ),
+    rounds: Annotated[int, typer.Option(help="Measured rounds; the medians count.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time rounds without learning, beside the bare limit of this machine in the same run."""
+    launch.prepare()
+    from benchmark.transport import measure_transport, rows
+
+    result = measure_transport(
+        silos=silos, model=model, encoding=encoding, rounds=rounds, tell=err.print
+    )
+    if as_json:
+        print_json(asdict(result))
+        return
+    print_table(f"{silos} silos, {model}, {encoding}", ("measured", ""), rows(result))
+
+
+@app.command()
 def indexing(
     files: Annotated[int, typer.Option(min=1, help="Images of each folder.")] = 100_000,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is indexed.")] = 5,

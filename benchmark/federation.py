@@ -246,7 +246,7 @@ class LocalFederation:
                 tell(admin, run)
                 if reached(run):
                     return run
-                self._check_alive()
+                self.check_alive()
                 if run.state == "failed" or time.monotonic() > until_s:
                     raise RunError(
                         f"The run is {run.state} in round {run.round.number} "
@@ -290,12 +290,17 @@ class LocalFederation:
     def _wait_for_coordinator(self) -> None:
         until_s = time.monotonic() + _START_S
         while "serving the federation" not in self.coordinator.log_of_this_start:
-            self._check_alive()
+            self.check_alive()
             if time.monotonic() > until_s:
                 raise RunError("The coordinator does not start", why=self.coordinator.log[-500:])
             time.sleep(_POLL_S)
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Check that no process has ended by itself.
+
+        Raises:
+            RunError: one has; with its last words.
+        """
         for name, program in {"coordinator": self.coordinator, **self.agents}.items():
             if program.exit_code() not in (None, -signal.SIGKILL, 0):
                 raise RunError(

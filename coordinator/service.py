@@ -5,7 +5,7 @@ Here protobuf becomes our own types and back; every decision is made behind them
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import fedreid
 from coordinator import metrics
@@ -35,9 +35,9 @@ from fedreid.v1 import (
     enrolment_pb2_grpc,
     federation_pb2,
     federation_pb2_grpc,
-    tensors_pb2,
 )
 from fedreid.versions import check_versions
+from fedreid.wire.chunks import Chunk, ChunkMessage
 from fedreid.wire.manifest import Manifest, encoding_from_wire, encodings_from_wire
 from fedreid.wire.messages import (
     evaluation_from_wire,
@@ -46,6 +46,8 @@ from fedreid.wire.messages import (
     task_to_wire,
 )
 from fedreid.work import off_loop
+
+Sent: TypeAlias = federation_pb2.SendUploadRequest | ChunkMessage
 
 _PHASES = frozenset({"fetching", "training", "evaluating", "uploading", "waiting"})
 _STATE = {
@@ -177,7 +179,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
 
     async def FetchModel(  # noqa: N802
         self, request: federation_pb2.FetchModelRequest, context: Any
-    ) -> AsyncIterator[federation_pb2.FetchModelResponse]:
+    ) -> AsyncIterator[federation_pb2.FetchModelResponse | ChunkMessage]:
         """Send a published model."""
         self._presence.working(calling_silo(), "fetching", 0.0)
         encoding = encoding_from_wire(request.encoding)
@@ -198,7 +200,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
                 if chunk is None:
                     return
                 async with turn.pace():
-                    yield federation_pb2.FetchModelResponse(chunk=chunk)
+                    yield ChunkMessage(chunk)
                 self._current.downloaded_bytes += len(chunk.data)
 
     async def OpenUpload(  # noqa: N802
@@ -214,7 +216,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         )
 
     async def SendUpload(  # noqa: N802
-        self, request_iterator: AsyncIterator[federation_pb2.SendUploadRequest], context: Any
+        self, request_iterator: AsyncIterator[Sent], context: Any
     ) -> federation_pb2.SendUploadResponse:
         """Take an update's payload."""
         silo = calling_silo()
@@ -261,10 +263,10 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
     async def _chunks(
         self,
         silo: SiloName,
-        first: federation_pb2.SendUploadRequest,
-        following: AsyncIterator[federation_pb2.SendUploadRequest],
+        first: Sent,
+        following: AsyncIterator[Sent],
         turn: Turn,
-    ) -> AsyncIterator[tensors_pb2.Chunk]:
+    ) -> AsyncIterator[Chunk]:
         if first.HasField("chunk"):
             yield first.chunk
         while True:

@@ -177,6 +177,21 @@ def free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
 
 
+def read_into(descriptor: int, path: Path, offset: int, view: memoryview) -> None:
+    """Fill ``view`` from the open file ``path`` at ``offset`` bytes.
+
+    Raises:
+        StorageError: it fails, or ends before.
+    """
+    done = 0
+    with storage_errors("read", path):
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise StorageError(f"The file {path} ends too early")
+            done += count
+
+
 def others_may_read(path: Path) -> bool:
     """Whether group or others have any access to ``path``."""
     return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)

@@ -146,6 +146,10 @@ CALL_S = 30.0
 RECONNECT_MAX_S = 30.0
 """Longest pause between two attempts to reach the coordinator."""
 
+DIGEST_KNOWN_S = 60.0
+"""How long a file that nobody has touched counts as having the digest it had: its bytes are in
+memory still, while one that lies longer may be read from a failing disk the next time."""
+
 CONCURRENT_UPLOADS = 4
 """Chunks and updates worked on at once. A slot is held while the coordinator works, never while
 it waits for a silo, so that a silent one keeps nobody from theirs."""
@@ -212,6 +216,10 @@ FAILED_ROUNDS_IN_A_ROW = 5
 
 JOB_LINE_BYTES = 1 * MIB
 """One line of a worker's JSON protocol: reports are numbers, never tensors."""
+
+PROGRESS_S = 0.1
+"""Least pause between two lines of progress that a worker tells its parent: nobody reads faster,
+and an aggregation has thousands of blocks."""
 
 PLAN_BYTES = 64 * KIB
 """A plan file: a page of TOML."""

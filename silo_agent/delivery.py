@@ -19,6 +19,7 @@ from fedreid.contract import EvaluationResult, TrainTask
 from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
 from fedreid.limits import CALL_S
 from fedreid.v1 import federation_pb2 as pb
+from fedreid.wire.chunks import ChunkMessage
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire
 from fedreid.wire.stream import send_chunks
 from fedreid.wire.tensors import layout_of
@@ -163,13 +164,13 @@ class Delivery:
 
     async def _messages(
         self, opening: pb.OpenUploadResponse, parcel: Parcel, turn: asyncio.Event
-    ) -> AsyncIterator[pb.SendUploadRequest]:
+    ) -> AsyncIterator[pb.SendUploadRequest | ChunkMessage]:
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
         await turn.wait()
         size = parcel.manifest.byte_count
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
         async for chunk in chunks:
-            yield pb.SendUploadRequest(chunk=chunk)
+            yield ChunkMessage(chunk)
             faults.point("upload.chunk.sent")
             EGRESS_BYTES.inc(len(chunk.data))
             self._doing("uploading", chunk.offset / size)

@@ -20,7 +20,7 @@ from fedreid.errors import (
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import digest_of, remove_file, replacing, write_bytes
+from fedreid.files import digest_of, move_file, remove_file, replacing, write_bytes
 from fedreid.names import Digest
 from fedreid.pki.signing import verify
 from fedreid.plan import Encoding, is_difference
@@ -29,7 +29,7 @@ from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest, encoding_to_wire
 from fedreid.wire.messages import release_from_wire
 from fedreid.wire.stream import PartialFile
-from fedreid.wire.tensors import TensorFile
+from fedreid.wire.tensors import TensorFile, data_offset_of
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
 from silo_agent.held import NEWEST_NOTE, Held, read_note
@@ -90,7 +90,7 @@ class ModelCache:
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
     ) -> Held | None:
         part = self._folder / f"{digest}.{encoding}.part"
-        offset = await off_loop(_held_bytes, part)
+        offset = await off_loop(_held_bytes, part, encoding)
         request = federation_pb2.FetchModelRequest(
             model_digest=digest, encoding=encoding_to_wire(encoding), offset=offset
         )
@@ -104,7 +104,9 @@ class ModelCache:
             if manifest.encoding != encoding or (base is None and is_difference(encoding)):
                 parts.cancel()
                 return None
-            file = await off_loop(PartialFile, part, prefix=b"", size=manifest.byte_count)
+            file = await off_loop(
+                PartialFile, part, prefix=manifest.prefix, size=manifest.byte_count
+            )
             try:
                 if file.offset != offset:
                     raise ConnectionFailed("The part of a model on disk was changed meanwhile")
@@ -118,7 +120,7 @@ class ModelCache:
                 raise ConnectionFailed("A model arrived damaged", why=str(error)) from error
             finally:
                 file.close()
-        return await off_loop(self._keep, part, release, manifest, base)
+        return await off_loop(self._keep, part, release, manifest, file.file_digest, base)
 
     def _base(self, release: Release, encoding: Encoding) -> Path | None:
         """The model that a payload of differences is from, if it lies here to the last bit."""
@@ -156,16 +158,20 @@ class ModelCache:
             )
         return release, manifest
 
-    def _keep(self, part: Path, release: Release, manifest: Manifest, base: Path | None) -> Held:
+    def _keep(
+        self,
+        part: Path,
+        release: Release,
+        manifest: Manifest,
+        file_digest: Digest,
+        base: Path | None,
+    ) -> Held:
         path = self._path(release.model_digest, manifest.encoding)
-        try:
-            with storage_errors("read", part), part.open("rb") as payload, replacing(path) as out:
-                _decode(payload, manifest, out, base)
-        except UpdateRefused as error:
-            remove_file(part)
-            raise ConnectionFailed("A model can't be unfolded", why=str(error)) from error
-        if manifest.encoding != "bf16" and digest_of(path) != release.model_digest:
-            remove_file(path)
+        as_it_lies = manifest.encoding == "fp32"  # then the part is the model's file
+        if not as_it_lies:
+            file_digest = _unfolded(part, manifest, path, base)
+        if manifest.encoding != "bf16" and file_digest != release.model_digest:
+            remove_file(part if as_it_lies else path)
             raise SignatureRefused("The model's bytes are not the ones that were signed")
         held = Held(
             path=str(path),
@@ -173,7 +179,7 @@ class ModelCache:
             run=release.run,
             round=release.round,
             version=release.version,
-            file_digest=digest_of(path),
+            file_digest=file_digest,
         )
         self._audit.append(
             "model.taken",
@@ -188,7 +194,10 @@ class ModelCache:
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
-        remove_file(part)
+        if as_it_lies:
+            move_file(part, path)
+        else:
+            remove_file(part)
         return held
 
     def newest(self) -> Newest:
@@ -219,6 +228,21 @@ class ModelCache:
         return self._folder / f"{digest}.{kept_as}.safetensors"
 
 
+def _unfolded(part: Path, manifest: Manifest, path: Path, base: Path | None) -> Digest:
+    """Write a payload's values as a canonical file; its digest.
+
+    Raises:
+        ConnectionFailed: the payload is none of its encoding; it is removed.
+    """
+    try:
+        with storage_errors("read", part), part.open("rb") as payload, replacing(path) as out:
+            _decode(payload, manifest, out, base)
+    except UpdateRefused as error:
+        remove_file(part)
+        raise ConnectionFailed("A model can't be unfolded", why=str(error)) from error
+    return digest_of(path)
+
+
 def _decode(payload: IO[bytes], manifest: Manifest, stream: IO[bytes], base: Path | None) -> None:
     if base is None:
         decode(payload, manifest.layout, manifest.encoding, stream)
@@ -227,5 +251,8 @@ def _decode(payload: IO[bytes], manifest: Manifest, stream: IO[bytes], base: Pat
         decode(payload, manifest.layout, manifest.encoding, stream, file)
 
 
-def _held_bytes(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+def _held_bytes(part: Path, encoding: Encoding) -> int:
+    """Bytes of the payload that an earlier attempt has left."""
+    if not part.exists():
+        return 0
+    return max(0, part.stat().st_size - (data_offset_of(part) if encoding == "fp32" else 0))

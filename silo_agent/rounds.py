@@ -186,8 +186,8 @@ class Participant:
                 self._signs.tell(f"round {task.round} has closed without this silo")
                 return
         await self._deliver(stub, finished, base)
-        self._outbox.remove_before(finished)
-        self._models.remove_others(task.base_digest)
+        await off_loop(self._outbox.remove_before, finished)
+        await off_loop(self._models.remove_others, task.base_digest)
 
     async def _find_whole(self, task: TrainTask) -> FinishedRound | None:
         """The round, if it was trained already and lies on the disk as it was put there."""
@@ -239,7 +239,7 @@ class Participant:
         previous = self._outbox.newest(task.run, before=task.round)
         before = None
         if previous is not None:
-            self._models.remove_others(task.base_digest, previous.base_digest)
+            await off_loop(self._models.remove_others, task.base_digest, previous.base_digest)
             before = find_held(self._folders, previous.base_digest)
         change = await off_loop(check_model, base, before, policy, self._clock.now_s())
         if change is not None:

@@ -18,11 +18,12 @@ from coordinator.metrics import (
     silo_label,
 )
 from coordinator.rounds.current import Current
+from coordinator.rounds.incoming import Incoming
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.spool import check_room, has_ample_room
-from coordinator.rounds.validation import check_manifest, check_values
+from coordinator.rounds.validation import check_manifest
 from fedreid import faults
 from fedreid.contract import UpdateReport
 from fedreid.errors import (
@@ -33,15 +34,12 @@ from fedreid.errors import (
     StorageError,
     UpdateRefused,
 )
-from fedreid.files import digest_of, move_file, remove_file, replacing
+from fedreid.files import move_file, remove_file
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
-from fedreid.v1 import tensors_pb2
-from fedreid.wire.encoding import decode
+from fedreid.wire.chunks import Chunk
 from fedreid.wire.manifest import Manifest
-from fedreid.wire.stream import PartialFile
-from fedreid.wire.tensors import TensorFile
 from fedreid.work import off_loop
 
 _SEND_AGAIN = BROKEN_LINE | {Refusal.NOT_INVITED, Refusal.STALE}
@@ -145,12 +143,12 @@ class Intake:
                 await off_loop(check_room, part.parent, self._promised(announcement))
                 self._announced[announcement.silo] = announcement
         self._announced[announcement.silo] = announcement
-        held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
+        held = part.stat().st_size - len(announcement.manifest.prefix) if part.exists() else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
 
     async def receive(
-        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[tensors_pb2.Chunk]
+        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[Chunk]
     ) -> Standing:
         """Take the payload of an opened upload, check it, and make it count.
 
@@ -198,37 +196,39 @@ class Intake:
         UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
         SILO_UPDATES.labels(silo_label(silo), "rejected").inc()
 
-    async def _receive(
-        self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]
-    ) -> Standing:
+    async def _receive(self, announcement: Announcement, chunks: AsyncIterator[Chunk]) -> Standing:
         standing = self._standing(announcement)
         if standing is not Standing.SEND:
             return standing
-        manifest = announcement.manifest
-        part = self._part_path(announcement)
-        file = await off_loop(PartialFile, part, prefix=_prefix(manifest), size=manifest.byte_count)
         of_silo = SILO_UPLOAD_BYTES.labels(silo_label(announcement.silo))
         try:
-            async for chunk in chunks:
+            incoming = await off_loop(self._incoming, announcement, self._current.plan)
+            try:
+                async for chunk in chunks:
+                    async with self._slots:
+                        await off_loop(incoming.write, chunk)
+                    INTAKE_BYTES.inc(len(chunk.data))
+                    of_silo.inc(len(chunk.data))
                 async with self._slots:
-                    await off_loop(_write, file, chunk)
-                INTAKE_BYTES.inc(len(chunk.data))
-                of_silo.inc(len(chunk.data))
-            await off_loop(_finish, file, manifest)
+                    await off_loop(incoming.finish)
+            finally:
+                incoming.close()
         except StorageError:
             if self._standing(announcement) is Standing.SEND:
                 raise
             return Standing.STALE  # the round has ended meanwhile and its spool is gone
-        finally:
-            file.close()
-        return await self._count(announcement, part)
+        return await self._count(announcement, incoming)
 
-    async def _count(self, announcement: Announcement, part: Path) -> Standing:
+    def _incoming(self, announcement: Announcement, plan: Plan) -> Incoming:
+        base = self._models.path(Digest(announcement.base_digest))
+        return Incoming(self._part_path(announcement), announcement.manifest, base, plan.validation)
+
+    async def _count(self, announcement: Announcement, incoming: Incoming) -> Standing:
         state = self._current.round
         if self._standing(announcement) is not Standing.SEND or state is None:
             return Standing.STALE
         async with self._slots:
-            digest = await off_loop(self._admit, announcement, part, state, self._current.plan)
+            digest = await off_loop(self._admit, announcement, incoming, state)
         await self._current.apply(
             UpdateAccepted(
                 update=Accepted(
@@ -245,30 +245,13 @@ class Intake:
             SILO_UPDATES.labels(silo_label(announcement.silo), "accepted").inc()
         return standing
 
-    def _admit(
-        self, announcement: Announcement, part: Path, state: RoundState, plan: Plan
-    ) -> Digest:
-        """Decode, check each value, and move the update to where aggregation reads it.
+    def _admit(self, announcement: Announcement, incoming: Incoming, state: RoundState) -> Digest:
+        """Check what has come, and move the update to where aggregation reads it.
 
         Gives the digest by which damage is noticed before it is aggregated.
         """
-        manifest = announcement.manifest
-        ready = part.with_suffix(".ready")
-        try:
-            with TensorFile(self._models.path(Digest(announcement.base_digest))) as base:
-                if manifest.encoding == "fp32":
-                    move_file(part, ready)
-                else:
-                    with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
-                        decode(payload, manifest.layout, manifest.encoding, stream, base)
-                    remove_file(part)
-                with TensorFile(ready) as update:
-                    check_values(update, base, plan.validation)
-        except UpdateRefused:
-            remove_file(part)
-            remove_file(ready)
-            raise
-        digest = digest_of(ready)
+        ready, digest = incoming.checked()
+        self._models.digests.note(ready, digest)
         with faults.step("upload.place"):
             move_file(ready, update_path(self._folders, state, announcement.silo))
         return digest
@@ -338,18 +321,3 @@ class Intake:
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)
         return folder / f"{announcement.silo}-{announcement.manifest.payload_digest[:16]}.part"
-
-
-def _write(file: PartialFile, chunk: tensors_pb2.Chunk) -> None:
-    with faults.step("upload.chunk.write"):
-        file.write(chunk)
-
-
-def _finish(file: PartialFile, manifest: Manifest) -> None:
-    with faults.step("upload.finalise"):
-        file.finish(manifest.payload_digest)
-
-
-def _prefix(manifest: Manifest) -> bytes:
-    """What makes an fp32 payload a canonical file where it lies; nothing for other encodings."""
-    return manifest.layout.header() if manifest.encoding == "fp32" else b""

@@ -25,7 +25,7 @@ from coordinator.rounds.machine import (
 from coordinator.rounds.publishing import Models, Origin
 from fedreid import faults
 from fedreid.errors import RunError
-from fedreid.files import digest_of, is_whole, remove_folder
+from fedreid.files import remove_folder
 from fedreid.jobs import Progress, Worker
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.plan import Encoding, Plan, is_difference
@@ -106,6 +106,7 @@ class Phases:
         """Make the model that a run starts from; the release is the caller's to commit."""
         job = orders.start_job(self._folders, plan, self._federation)
         await self._worker.run(job, jobs.InitialiseReport, self._progress)
+        await self._worker.close()  # and with it torch's memory: an aggregation needs none
         origin = Origin(run=RunName(plan.name), round=RoundNumber(0), base_digest=Digest(""))
         model = await self._place(Path(job.out), plan, origin)
         await off_loop(remove_folder, Path(job.out).parent)
@@ -116,12 +117,12 @@ class Phases:
         return tuple(
             update.silo
             for update in state.updates
-            if not is_whole(spool / orders.update_name(update.silo), update.file_digest)
+            if not self._is_whole(spool / orders.update_name(update.silo), update.file_digest)
         )
 
     def _has_results(self, state: RoundState) -> bool:
         _, work = self._folders.of_round(state.run, state.number)
-        return all(is_whole(work / name, digest) for name, digest in state.results.items())
+        return all(self._is_whole(work / name, digest) for name, digest in state.results.items())
 
     async def _aggregate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.aggregate_job(self._folders, state, plan, self._federation)
@@ -142,7 +143,9 @@ class Phases:
             made.append(Path(part.out))
         if not rules.distils:
             made += await self._quantised(state, plan, rules)
-        return replace(orders.aggregated(report, clusters), results=await off_loop(_digests, made))
+        return replace(
+            orders.aggregated(report, clusters), results=await off_loop(self._digests, made)
+        )
 
     async def _distil(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.distil_job(self._folders, state, plan, self._federation)
@@ -151,7 +154,7 @@ class Phases:
         return Distilled(
             loss_before=report.loss_before,
             loss_after=report.loss_after,
-            results=await off_loop(_digests, made),
+            results=await off_loop(self._digests, made),
         )
 
     async def _quantised(self, state: RoundState, plan: Plan, rules: Rules) -> list[Path]:
@@ -187,12 +190,14 @@ class Phases:
             await self._worker.run(job, jobs.EncodeReport, self._progress)
         return await off_loop(self._models.place, result, origin, encodings)
 
+    def _digests(self, files: Iterable[Path]) -> dict[str, str]:
+        return {file.name: self._models.digests.of(file) for file in files}
+
+    def _is_whole(self, path: Path, digest: str) -> bool:
+        return self._models.digests.is_whole(path, digest)
+
     def _progress(self, progress: Progress) -> None:
         self._tell(f"{progress.phase} {progress.done}/{progress.total}")
-
-
-def _digests(files: Iterable[Path]) -> dict[str, str]:
-    return {file.name: digest_of(file) for file in files}
 
 
 def check_folders(plan: Plan) -> None:

@@ -16,13 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.rounds.journal import Journal, ModelRow
 from fedreid import faults
 from fedreid.contract import Release, ReleasePayload
+from fedreid.digests import KnownDigests
 from fedreid.errors import RunError, StorageError, UsageError
-from fedreid.files import digest_of, has_digest, link_file, remove_file, replacing
+from fedreid.files import link_file, remove_file, replacing
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
 from fedreid.plan import Encoding, is_difference
-from fedreid.v1 import federation_pb2, tensors_pb2
+from fedreid.v1 import federation_pb2
+from fedreid.wire.chunks import Chunk
 from fedreid.wire.encoding import encode, is_payload_size
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
@@ -65,6 +67,8 @@ class Models:
         # Every silo asks for the same few in each round; a digest says what lies in its file.
         self._shape = functools.lru_cache(_KNOWN)(self._read_shape)
         self._told = functools.lru_cache(_KNOWN)(self._tell)
+        self.digests = KnownDigests()
+        """Of models, and of the round's files that become one."""
 
     def path(self, digest: Digest) -> Path:
         """The canonical file of a published model."""
@@ -88,7 +92,7 @@ class Models:
         Beside ``staged`` lie its payloads in other encodings. All of them stay where they are, so
         that the same can be done again after a crash.
         """
-        digest = digest_of(staged)
+        digest = self.digests.of(staged)
         with faults.step("publish.rename"):
             for encoding in encodings:
                 if encoding != "fp32":
@@ -220,7 +224,7 @@ class Models:
         encoded = payload if payload is not None and payload.encoding != "fp32" else None
         if encoded is not None and self._is_whole(digest, encoded):
             return
-        if not has_digest(self.path(digest), digest):
+        if not self.digests.has(self.path(digest), digest):
             raise StorageError(
                 f"The published model {self.path(digest)} is damaged or gone",
                 next_step="Put the file back from a backup, which mends it at once, or go back to "
@@ -240,7 +244,7 @@ class Models:
         ]
 
     def _is_whole(self, digest: Digest, payload: ReleasePayload) -> bool:
-        return has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
+        return self.digests.has(self.encoded_path(digest, payload.encoding), payload.payload_digest)
 
     def _encode(self, digest: Digest, encoding: Encoding) -> None:
         with (
@@ -249,9 +253,7 @@ class Models:
         ):
             encode(file, file.layout, encoding, out)
 
-    async def chunks(
-        self, digest: Digest, encoding: Encoding, offset: int
-    ) -> AsyncIterator[tensors_pb2.Chunk]:
+    async def chunks(self, digest: Digest, encoding: Encoding, offset: int) -> AsyncIterator[Chunk]:
         """The payload of a published model from ``offset`` on."""
         path, start, size = self._payload_place(digest, encoding)
         async for chunk in send_chunks(path, start=start, size=size, offset=offset):
@@ -281,7 +283,7 @@ class Models:
     def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
         path, start, size = self._payload_place(digest, encoding)
         return ReleasePayload(
-            encoding=encoding, payload_digest=digest_of(path, start=start), byte_count=size
+            encoding=encoding, payload_digest=self.digests.of(path, start=start), byte_count=size
         )
 
     def _payload_place(self, digest: Digest, encoding: Encoding) -> tuple[Path, int, int]:

@@ -36,6 +36,11 @@ class Manifest:
     byte_count: int
     payload_digest: Digest
 
+    @property
+    def prefix(self) -> bytes:
+        """What makes an fp32 payload a canonical file where it lies; empty for the others."""
+        return self.layout.header() if self.encoding == "fp32" else b""
+
     def to_wire(self) -> tensors_pb2.Manifest:
         """The protobuf message."""
         return tensors_pb2.Manifest(

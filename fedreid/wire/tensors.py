@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
-from fedreid.files import replacing
+from fedreid.files import read_into, replacing
 from fedreid.limits import (
     MANIFEST_TENSORS,
     MIB,
@@ -152,6 +152,16 @@ def batch_norm_names(names: Iterable[str]) -> frozenset[str]:
     return frozenset(layer + part for layer in layers for part in parts) & known
 
 
+def squared_norm(values: FloatArray) -> float:
+    """Σ v² of a block, in float32 where that holds it: right to about 1e-5 for a million values."""
+    with np.errstate(over="ignore"):
+        squared = float(values @ values)
+    if math.isfinite(squared):
+        return squared
+    wide = values.astype(np.float64)
+    return float(wide @ wide)
+
+
 def is_statistic(name: str) -> bool:
     """Whether the tensor is a running mean or variance: counted, not learned."""
     return name.endswith(("running_mean", "running_var"))
@@ -161,6 +171,16 @@ def layout_of(path: Path) -> Layout:
     """Names and shapes of a tensor file; StorageError if it is damaged."""
     with TensorFile(path) as file:
         return file.layout
+
+
+def data_offset_of(path: Path) -> int:
+    """Where a tensor file's data section begins, as its first bytes state; nothing is checked."""
+    with storage_errors("read", path), path.open("rb") as stream:
+        prefix = stream.read(_HEADER_LENGTH.size)
+    if len(prefix) < _HEADER_LENGTH.size:
+        return _HEADER_LENGTH.size
+    (length,) = _HEADER_LENGTH.unpack(prefix)
+    return _HEADER_LENGTH.size + int(length)
 
 
 class TensorFile:
@@ -213,13 +233,7 @@ class TensorFile:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` from the data section at ``offset`` bytes."""
-        done = 0
-        with storage_errors("read", self.path):
-            while done < len(view):
-                count = os.preadv(self._descriptor, [view[done:]], self.data_offset + offset + done)
-                if count == 0:
-                    raise _damaged(self.path, "it ends too early")
-                done += count
+        read_into(self._descriptor, self.path, self.data_offset + offset, view)
 
     def read_all(self) -> dict[str, FloatArray]:
         """Every tensor; costs the whole model in memory."""

@@ -57,6 +57,9 @@ class HeldWorker(Worker):
         self.reached = asyncio.Event()
         self.let_go = asyncio.Event()
 
+    async def close(self) -> None:
+        """There is no process to end."""
+
     async def run(self, job: Job, returns: Any, progress: Any) -> Any:
         """Do one job."""
         if type(job) is self.held:
