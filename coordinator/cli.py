@@ -1,25 +1,23 @@
 """The commands of the platform team."""
 
 import re
-import socket
-import time
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from coordinator import membership, upkeep
+from coordinator import installing, membership, upkeep
 from coordinator.options import Address, Data, Json
 from fedreid import launch
-from fedreid.console import instant, out, print_json, print_table, run_program, say
+from fedreid.console import EXIT_CODES, instant, out, print_json, print_table, run_program, say
 from fedreid.errors import UsageError
 from fedreid.limits import TOKEN_TTL_S
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Coordinate a federation: trust, runs, rounds and models.",
+    epilog=EXIT_CODES,
 )
 token_app = typer.Typer(no_args_is_help=True, help="Join tokens.")
 silo_app = typer.Typer(no_args_is_help=True, help="Silos of the federation.")
@@ -28,6 +26,9 @@ round_app = typer.Typer(no_args_is_help=True, help="Rounds of a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Published models.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 audit_app = typer.Typer(no_args_is_help=True, help="What has happened, hash-chained.")
+app.command()(installing.init)
+app.command("init-secrets")(installing.init_secrets)
+app.command()(installing.ping)
 app.command()(upkeep.doctor)
 app.command()(upkeep.backup)
 app.command()(upkeep.restore)
@@ -46,37 +47,6 @@ for name, group in (
     ("audit", audit_app),
 ):
     app.add_typer(group, name=name)
-
-
-@app.command()
-def init(
-    data: Data,
-    federation: Annotated[str, typer.Option(help="Name of the federation.")] = "fedreid",
-    hostname: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="Name or address that silos dial; may be repeated, the first is put "
-            "into tokens. Default: this machine's name."
-        ),
-    ] = None,
-    listen: Annotated[str, typer.Option(help="HOST:PORT to serve on.")] = "0.0.0.0:443",
-    approval: Annotated[
-        bool, typer.Option("--approval", help="Let a new silo in only after 'silo approve'.")
-    ] = False,
-) -> None:
-    """Make a data folder: the federation's authority, server and admin identity, settings."""
-    from coordinator.config import Config, initialise
-    from coordinator.folders import Folders
-    from fedreid.clock import SystemClock
-    from fedreid.names import federation_name
-
-    names = tuple(dict.fromkeys([*(hostname or [socket.gethostname()]), "localhost", "127.0.0.1"]))
-    config = Config(
-        federation=federation_name(federation), hostnames=names, listen=listen, approval=approval
-    )
-    initialise(Folders(data), config, SystemClock())
-    say(f"made the federation {federation} in {data}; its names are {', '.join(names)}")
-    say(f"next: coordinator serve --data {data}")
 
 
 @config_app.command("check")
@@ -121,6 +91,21 @@ def serve(
     serve_forever(data, listen=listen, metrics=metrics, say=say)
 
 
+@app.command()
+def report(
+    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="HTML file to write.")],
+    data: Data,
+    coordinator: Address = None,
+) -> None:
+    """Write the current run as one HTML page: figures, shares, durations, rejections, models."""
+    from coordinator.gathered import gather
+    from coordinator.report import write_report
+    from fedreid.clock import SystemClock
+
+    write_report(gather(data, coordinator, SystemClock()), out_file)
+    say(f"wrote {out_file}; it holds everything it shows, and can be mailed")
+
+
 @token_app.command("create")
 def token_create(
     data: Data,
@@ -128,7 +113,9 @@ def token_create(
     ttl: Annotated[str, typer.Option(help="Time to live: 30m, 1h, 2d.")] = f"{TOKEN_TTL_S:.0f}s",
     public: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--address", help="HOST:PORT that the silo dials; default: from init."),
+        typer.Option(
+            "--address", help="HOST:PORT that the silo dials; default: from the settings."
+        ),
     ] = None,
     out_file: Annotated[
         Optional[Path],  # noqa: UP045
@@ -138,19 +125,17 @@ def token_create(
 ) -> None:
     """Mint a join token for one silo."""
     from coordinator.client import admin_of
-    from coordinator.config import load_config
+    from coordinator.config import dialled_address, load_config
     from coordinator.folders import Folders
     from fedreid.files import write_bytes
     from fedreid.names import silo_name
     from fedreid.v1 import admin_pb2
 
-    config = load_config(Folders(data))
-    endpoint = Folders(data).endpoint
-    port = endpoint.read_text().strip().rpartition(":")[2] if endpoint.exists() else "443"
+    folders = Folders(data)
     request = admin_pb2.CreateTokenRequest(
         silo=silo_name(silo),
         ttl_s=_seconds(ttl),
-        coordinator=public or f"{config.hostnames[0]}:{port}",
+        coordinator=public or dialled_address(folders, load_config(folders)),
     )
     with admin_of(data, coordinator) as admin:
         token = admin.CreateToken(request)
@@ -164,14 +149,14 @@ def token_create(
 @silo_app.command("list")
 def silo_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every silo and what it does now."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.pki.certificates import short_fingerprint
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
         silos = admin.ListSilos(admin_pb2.ListSilosRequest()).silos
     if as_json:
-        print_json([_message(silo) for silo in silos])
+        print_json([tree_of(silo) for silo in silos])
         return
     rows = [
         (
@@ -213,14 +198,22 @@ def run_start(
     plan: Annotated[Path, typer.Argument(help="The plan, TOML.")],
     data: Data,
     coordinator: Address = None,
+    if_new: Annotated[
+        bool,
+        typer.Option("--if-new", help="Do nothing if the newest run is of this plan's name."),
+    ] = False,
 ) -> None:
     """Start a run from a plan."""
     from coordinator.client import admin_of
     from fedreid.plan import load_plan
     from fedreid.v1 import admin_pb2
 
-    load_plan(plan)
+    name = load_plan(plan).name
     with admin_of(data, coordinator) as admin:
+        newest = admin.GetRun(admin_pb2.GetRunRequest()) if if_new else None
+        if newest is not None and newest.run == name:
+            say(f"the run {name} is {newest.state} already")
+            return
         started = admin.StartRun(admin_pb2.StartRunRequest(plan_toml=plan.read_text("utf-8")))
     say(f"the run {started.run} has started; watch it: coordinator run status --watch")
 
@@ -233,26 +226,19 @@ def run_status(
     as_json: Json = False,
 ) -> None:
     """What the current run is doing."""
-    from coordinator.client import admin_of
-    from fedreid.v1 import admin_pb2
+    from coordinator.watching import look_at_run
+    from fedreid.watching import draws
+    from fedreid.watching import watch as watch_it
 
-    told = ""
-    with admin_of(data, coordinator) as admin:
-        while True:
-            run = admin.GetRun(admin_pb2.GetRunRequest())
-            line = (
-                f"{run.run or 'no run'} {run.state}: {run.rounds_published} of "
-                f"{run.rounds_planned} models; round {run.round.number} {run.round.phase}; "
-                f"{run.reason}"
-            )
-            if as_json:
-                print_json(_message(run))
-            elif line != told:
-                say(line)
-            told = line
-            if not watch or run.state not in ("running", "paused"):
-                return
-            time.sleep(1.0)
+    if watch:
+        drawn = draws(as_json=as_json)
+        watch_it(lambda: look_at_run(data, coordinator, drawn=drawn), as_json=as_json)
+        return
+    look = look_at_run(data, coordinator, drawn=False)
+    if as_json:
+        print_json(look.tree)
+    else:
+        say(look.line)
 
 
 def _control(data: Path, coordinator: str | None, command: str) -> None:
@@ -291,7 +277,7 @@ def run_change(
     as_json: Json = False,
 ) -> None:
     """Change rounds, deadlines, quorum or how silos train, from the run's next round on."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.plan import load_plan
     from fedreid.v1 import admin_pb2
 
@@ -300,7 +286,7 @@ def run_change(
     with admin_of(data, coordinator) as admin:
         changed = admin.ChangeRun(request)
     if as_json:
-        print_json(_message(changed))
+        print_json(tree_of(changed))
         return
     for line in changed.changes:
         say(line)
@@ -310,12 +296,12 @@ def run_change(
 @round_app.command("list")
 def round_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every round of the current run."""
-    from coordinator.client import admin_of, every_round
+    from coordinator.client import admin_of, every_round, tree_of
 
     with admin_of(data, coordinator) as admin:
         rounds = every_round(admin)
     if as_json:
-        print_json([_message(state) for state in rounds])
+        print_json([tree_of(state) for state in rounds])
         return
     rows = [
         (
@@ -337,7 +323,7 @@ def round_show(
     coordinator: Address = None,
 ) -> None:
     """One round with every figure, as JSON."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
@@ -345,19 +331,19 @@ def round_show(
     found = next((state for state in rounds if state.number == number), None)
     if found is None:
         raise UsageError(f"The run has no round {number}", next_step="See: coordinator round list.")
-    print_json(_message(found))
+    print_json(tree_of(found))
 
 
 @model_app.command("list")
 def model_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every published model, newest first."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
         models = admin.ListModels(admin_pb2.ListModelsRequest()).models
     if as_json:
-        print_json([_message(model) for model in models])
+        print_json([tree_of(model) for model in models])
         return
     rows = [(str(m.version), m.run, str(m.round), m.model_digest) for m in models]
     print_table("Models", ("version", "run", "round", "digest"), rows)
@@ -432,16 +418,6 @@ def _seconds(text: str) -> float:
     if found is None:
         raise UsageError(f"{text!r} is no time", next_step="Write 90s, 30m, 1h or 2d.")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def _message(message: object) -> object:
-    from google.protobuf.json_format import MessageToDict
-
-    return MessageToDict(
-        message,  # type: ignore[arg-type]
-        preserving_proto_field_name=True,
-        always_print_fields_with_no_presence=True,
-    )
 
 
 def main() -> None:

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
 from coordinator.folders import Folders
 from fedreid.clock import SystemClock
 from fedreid.errors import ConnectionFailed
+from fedreid.pki.files import IdentityFiles
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.v1 import admin_pb2, admin_pb2_grpc
 from fedreid.wire.failures import failure_of
@@ -25,7 +28,7 @@ def admin_of(data: Path, coordinator: str | None = None) -> "Iterator[AdminStub]
     """A connection with the admin identity in ``data``, to the coordinator that serves it.
 
     ``coordinator`` (HOST:PORT) names it where ``data`` is a copy of the identity on another
-    machine.
+    machine, or a mounted TLS secret of an administrator.
 
     Raises:
         IdentityMissing, IdentityBroken: no usable admin identity there.
@@ -33,7 +36,9 @@ def admin_of(data: Path, coordinator: str | None = None) -> "Iterator[AdminStub]
         FedreidError: as the coordinator refused a call of the block.
     """
     folders = Folders(data)
-    identity = IdentityStore(folders.admin).load()
+    secret = IdentityFiles.in_folder(data)
+    mounted = secret.certificate.exists()
+    identity = secret.load() if mounted else IdentityStore(folders.admin).load()
     check_not_expired(identity, SystemClock())
     address = coordinator or _endpoint(folders)
     credentials = grpc.ssl_channel_credentials(
@@ -72,6 +77,13 @@ def _pages(ask: Callable[[int], PageT]) -> Iterator[PageT]:
         first = page.next
         if not first:
             return
+
+
+def tree_of(message: Message) -> dict[str, Any]:
+    """A message for machines, with the contract's own names."""
+    return MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def _endpoint(folders: Folders) -> str:

@@ -9,23 +9,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta
 
 from coordinator.folders import Folders
+from coordinator.founding import Keys, new_keys
 from coordinator.trust.authorities import Authorities
 from coordinator.trust.own import keep_own_identities
 from fedreid.clock import Clock
 from fedreid.errors import (
     ConfigRefused,
     IdentityBroken,
-    PlanRefused,
     TrustError,
+    UsageError,
     storage_errors,
 )
 from fedreid.files import make_folder, write_bytes
 from fedreid.limits import LEAF_LIFE_MAX_S, LEAF_LIFE_MIN_S, LEAF_LIFE_S
-from fedreid.names import FederationName
-from fedreid.pki.certificates import Authority, create_authority
+from fedreid.names import FederationName, federation_name
+from fedreid.pki.certificates import Authority
 from fedreid.pki.files import IdentityFiles
 from fedreid.pki.signing import (
-    new_signing_key_pem,
     public_bytes,
     public_from_pem,
     public_pem,
@@ -75,7 +75,10 @@ class Config(Section, frozen=True, kw_only=True):
 
     federation: str
     hostnames: tuple[str, ...]
-    """Names and addresses in the server certificate; the first is put into join tokens."""
+    """Names and addresses in the server certificate."""
+    address: str = ""
+    """HOST:PORT that silos dial, put into join tokens; empty: the first host name, and the port
+    that is served."""
     listen: HostPort = "0.0.0.0:443"
     metrics: HostPort = "127.0.0.1:9464"
     """Plain HTTP: /livez, /readyz, /metrics. Bind it where only Prometheus can reach it."""
@@ -86,8 +89,10 @@ class Config(Section, frozen=True, kw_only=True):
     pki: Pki = Pki()
 
 
-def initialise(folders: Folders, config: Config, clock: Clock) -> None:
+def initialise(folders: Folders, config: Config, clock: Clock, keys: Keys | None = None) -> None:
     """Make a data folder: authority, server and admin identity, signing key, settings.
+
+    ``keys`` are those of a federation that is there already; without them one is founded.
 
     Raises:
         ConfigRefused: the folder holds a coordinator already.
@@ -100,19 +105,41 @@ def initialise(folders: Folders, config: Config, clock: Clock) -> None:
         )
     make_folder(folders.root, mode=0o700)
     now_s = clock.now_s()
-    authority = create_authority(FederationName(config.federation), now_s=now_s)
+    keys = keys or new_keys(FederationName(config.federation), now_s=now_s)
     keep_own_identities(
         folders,
-        Authorities.create(folders.authority, authority),
+        Authorities.create(folders.authority, keys.authority),
         federation=config.federation,
         hostnames=config.hostnames,
         now_s=now_s,
     )
-    model_key_pem = new_signing_key_pem()
-    write_bytes(folders.model_key, model_key_pem, mode=0o600)
-    write_bytes(folders.model_public_key, public_pem(signing_key(model_key_pem)))
-    settings = msgspec.to_builtins(config)
-    write_bytes(folders.config, tomli_w.dumps(settings).encode())
+    write_bytes(folders.model_key, keys.model_key_pem, mode=0o600)
+    write_bytes(folders.model_public_key, public_pem(signing_key(keys.model_key_pem)))
+    _write_config(folders, config)
+
+
+def renew_config(folders: Folders, config: Config) -> bool:
+    """Put other settings into a folder that holds a coordinator; False if they are the same.
+
+    Raises:
+        ConfigRefused: they are of another federation.
+    """
+    before = load_config(folders)
+    if before.federation != config.federation:
+        raise ConfigRefused(
+            f"{folders.root} is of the federation {before.federation}",
+            why=f"the settings are for {config.federation}, and certificates name the federation",
+            next_step="Choose another --data folder for another federation.",
+        )
+    if before != config:
+        _write_config(folders, config)
+    return before != config
+
+
+def dialled_address(folders: Folders, config: Config) -> str:
+    """HOST:PORT that silos dial."""
+    served = folders.endpoint.read_text() if folders.endpoint.exists() else ":443"
+    return config.address or f"{config.hostnames[0]}:{served.strip().rpartition(':')[2]}"
 
 
 def load_config(folders: Folders) -> Config:
@@ -126,10 +153,28 @@ def load_config(folders: Folders) -> Config:
             f"There is no coordinator in {folders.root}",
             next_step=f"Make one: coordinator init --data {folders.root} --hostname NAME.",
         )
+    return read_config(folders.config)
+
+
+def read_config(path: Path) -> Config:
+    """The settings in a file.
+
+    Raises:
+        ConfigRefused: they are wrong.
+        StorageError: it can't be read.
+    """
+    with storage_errors("read", path):
+        text = path.read_text("utf-8")
     try:
-        return parse_toml(folders.config.read_text("utf-8"), Config, what=str(folders.config))
-    except PlanRefused as error:
+        config = parse_toml(text, Config, what=str(path))
+        federation_name(config.federation)
+    except UsageError as error:
         raise ConfigRefused(error.what, why=error.why, next_step=error.next_step) from error
+    return config
+
+
+def _write_config(folders: Folders, config: Config) -> None:
+    write_bytes(folders.config, tomli_w.dumps(msgspec.to_builtins(config)).encode())
 
 
 def load_authority(folders: Folders) -> Authority:

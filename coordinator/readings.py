@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coordinator import metrics
 from coordinator.folders import Folders
-from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
 from coordinator.rounds.journal import RUNNING, Journal
 from coordinator.rounds.machine import RoundState, needed
 from coordinator.rounds.orders import rules_of
@@ -31,7 +31,7 @@ class Readings:
         self,
         *,
         folders: Folders,
-        conductor: Conductor,
+        current: Current,
         presence: Presence,
         authorities: Authorities,
         rollover: RollOver,
@@ -39,7 +39,7 @@ class Readings:
         clock: Clock,
     ) -> None:
         self._folders = folders
-        self._conductor = conductor
+        self._current = current
         self._presence = presence
         self._authorities = authorities
         self._rollover = rollover
@@ -73,17 +73,17 @@ class Readings:
         metrics.SILOS_PRESENT.set(len(self._presence.present()))
 
     def _take_round(self) -> None:
-        run, state = self._conductor.run, self._conductor.round
+        run, state = self._current.run, self._current.round
         metrics.RUN_UNDER_WAY.set(run is not None and run.state == RUNNING)
         metrics.RUN_STARTED.set(0 if run is None else run.started_at_s)
         metrics.ROUND_CURRENT.set(0 if state is None else state.number)
         if state is None:
-            metrics.ROUND_QUORUM.set(0 if run is None else self._conductor.plan.quorum.min_silos)
+            metrics.ROUND_QUORUM.set(0 if run is None else self._current.plan.quorum.min_silos)
             return
         metrics.ROUND_STARTED.set(state.phase_since_s - sum(state.phase_seconds.values()))
         for name, count in participants(state).items():
             metrics.ROUND_PARTICIPANTS.labels(name).set(count)
-        least = needed(state, rules_of(self._conductor.plan, state))
+        least = needed(state, rules_of(self._current.plan, state))
         metrics.ROUND_QUORUM.set(math.ceil(least))
 
     def _take_means(self) -> None:
@@ -105,7 +105,7 @@ class Readings:
         usage = shutil.disk_usage(self._folders.root)
         metrics.STORE_FREE.set(usage.free)
         metrics.STORE_SIZE.set(usage.total)
-        state = self._conductor.round
+        state = self._current.round
         spool = [] if state is None else [self._folders.of_round(state.run, state.number)[0]]
         metrics.SPOOL_BYTES.set(_size(spool))
 

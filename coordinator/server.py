@@ -20,13 +20,18 @@ from coordinator.config import Config, load_config, load_model_key
 from coordinator.disk import look_back, watch_disk
 from coordinator.folders import Folders
 from coordinator.readings import Readings, show_past
+from coordinator.rounds.attending import Attending
 from coordinator.rounds.chronicle import audit_of, commits_seen
+from coordinator.rounds.commands import Commands
 from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Intake
 from coordinator.rounds.journal import Journal, check_not_set_back
 from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.recovery import recover
 from coordinator.service import EnrolmentServicer, FederationServicer
 from coordinator.trust.access import Access
 from coordinator.trust.authorities import Authorities
@@ -34,7 +39,7 @@ from coordinator.trust.denials import Denials
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.keeping import Keeper
 from coordinator.trust.known_calls import server_of_known_calls
-from coordinator.trust.port import port_options, room_for_connections
+from coordinator.trust.port import connections_told, port_options, room_for_connections
 from coordinator.trust.registry import Registry
 from coordinator.trust.rollover import RollOver
 from coordinator.trust.tls import server_credentials
@@ -46,6 +51,7 @@ from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import DENIALS_S
 from fedreid.names import FederationName
+from fedreid.notify import Supervisor
 from fedreid.pki.signing import public_bytes
 from fedreid.v1 import admin_pb2_grpc, enrolment_pb2_grpc, federation_pb2_grpc
 from fedreid.work import off_loop
@@ -78,22 +84,30 @@ class Coordinator:
         models = Models(folders.models, self._journal, federation, key)
         self._denials = Denials()
         self._access = Access(self.registry, self._denials)
+        self._current = Current(self._journal, self._audit, clock)
+        recover(self._current, self.registry, folders, models)
         phases = Phases(
             federation=federation,
             folders=folders,
             journal=self._journal,
             models=models,
             worker=self._worker,
+            tell=self._current.tell,
+        )
+        departures = Departures(
+            current=self._current,
+            registry=self.registry,
+            presence=presence,
+            end_calls=self._shut_out,
         )
         self._conductor = Conductor(
+            current=self._current,
             folders=folders,
-            journal=self._journal,
             models=models,
             registry=self.registry,
             presence=presence,
+            departures=departures,
             phases=phases,
-            end_calls=self._shut_out,
-            audit=self._audit,
             clock=clock,
         )
         self._enrolment = Enrolment(
@@ -117,8 +131,16 @@ class Coordinator:
         self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
         self._federation = FederationServicer(
             federation=federation,
-            conductor=self._conductor,
-            intake=Intake(folders=folders, models=models, conductor=self._conductor),
+            current=self._current,
+            attending=Attending(
+                current=self._current,
+                models=models,
+                registry=self.registry,
+                presence=presence,
+                clock=clock,
+            ),
+            departures=departures,
+            intake=Intake(folders=folders, models=models, current=self._current),
             models=models,
             presence=presence,
             rollover=rollover,
@@ -126,7 +148,7 @@ class Coordinator:
         )
         self.readings = Readings(
             folders=folders,
-            conductor=self._conductor,
+            current=self._current,
             presence=presence,
             authorities=authorities,
             rollover=rollover,
@@ -136,7 +158,9 @@ class Coordinator:
         show_past(self._journal)
         self._folders = folders
         self._admin = AdminServicer(
-            conductor=self._conductor,
+            current=self._current,
+            commands=Commands(current=self._current, models=models, phases=phases, clock=clock),
+            departures=departures,
             journal=self._journal,
             models=models,
             presence=presence,
@@ -148,14 +172,20 @@ class Coordinator:
         )
 
     async def serve(
-        self, config: Config, *, stop: asyncio.Event, say: Callable[[str], None]
+        self,
+        config: Config,
+        *,
+        stop: asyncio.Event,
+        say: Callable[[str], None],
+        supervisor: Supervisor,
     ) -> None:
         """Serve until ``stop`` is set; then end every call and the worker.
 
         Raises:
             ConfigRefused: a port can't be bound.
         """
-        options = port_options(room_for_connections())
+        connections = room_for_connections()
+        options = port_options(connections)
         server = server_of_known_calls((Calls(), self._access), options)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self._enrolments, server)
         federation_pb2_grpc.add_FederationServicer_to_server(self._federation, server)
@@ -177,7 +207,10 @@ class Coordinator:
             write_bytes(self._folders.endpoint, f"{_reachable(host)}:{port}\n".encode())
             say(f"serving the federation {config.federation} on {host}:{port}")
             say(f"health and metrics on port {health.port}")
-            await self._run(stop, server, health, say)
+            if few := connections_told(connections):
+                say(few)
+            async with supervisor.watching():
+                await self._run(stop, server, health, supervisor.heard(say))
         finally:
             serving.clear()
             await server.stop(_STOP_GRACE_S)
@@ -246,7 +279,8 @@ async def _serve_until_signal(folders: Folders, config: Config, say: Callable[[s
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await Coordinator(folders, config).serve(config, stop=stop, say=say)
+    supervisor = Supervisor()
+    await Coordinator(folders, config).serve(config, stop=stop, say=say, supervisor=supervisor)
     say("stopped")
 
 

@@ -5,14 +5,18 @@ Here protobuf becomes our own types and back; every decision is made behind them
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import fedreid
 from coordinator import metrics
-from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.attending import Attending
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Announcement, Intake, Standing
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.tasks import in_known_encodings
+from coordinator.rounds.turns import Turn, Turns
 from coordinator.trust.access import calling_holder, calling_silo
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.registry import LEFT, PENDING
@@ -31,10 +35,10 @@ from fedreid.v1 import (
     enrolment_pb2_grpc,
     federation_pb2,
     federation_pb2_grpc,
-    tensors_pb2,
 )
 from fedreid.versions import check_versions
-from fedreid.wire.manifest import Manifest, encoding_from_wire
+from fedreid.wire.chunks import Chunk, ChunkMessage
+from fedreid.wire.manifest import Manifest, encoding_from_wire, encodings_from_wire
 from fedreid.wire.messages import (
     evaluation_from_wire,
     policy_key_from_wire,
@@ -42,6 +46,8 @@ from fedreid.wire.messages import (
     task_to_wire,
 )
 from fedreid.work import off_loop
+
+Sent: TypeAlias = federation_pb2.SendUploadRequest | ChunkMessage
 
 _PHASES = frozenset({"fetching", "training", "evaluating", "uploading", "waiting"})
 _STATE = {
@@ -98,7 +104,9 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self,
         *,
         federation: str,
-        conductor: Conductor,
+        current: Current,
+        attending: Attending,
+        departures: Departures,
         intake: Intake,
         models: Models,
         presence: Presence,
@@ -106,13 +114,17 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         clock: Clock,
     ) -> None:
         self._federation = federation
-        self._conductor = conductor
+        self._current = current
+        self._attending = attending
+        self._departures = departures
         self._intake = intake
         self._models = models
         self._presence = presence
         self._rollover = rollover
         self._clock = clock
-        self._downloads = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
+        self._reading = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
+        self._downloads = Turns(lambda: current.transfers)
+        self._uploads = Turns(lambda: current.transfers)
 
     async def Hello(  # noqa: N802
         self, request: federation_pb2.HelloRequest, context: Any
@@ -121,7 +133,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         version = request.agent_version[:64]
         self._presence.seen(calling_silo(), agent_version=version)
         check_versions(agent=version, coordinator=fedreid.__version__)
-        self._conductor.look_again()
+        self._current.stir()
         return federation_pb2.HelloResponse(
             coordinator_version=fedreid.__version__,
             federation=self._federation,
@@ -133,12 +145,12 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
     ) -> federation_pb2.NextTaskResponse:
         """Answer with the silo's task, as soon as there is one."""
         silo, holder, digest = calling_silo(), calling_holder(), request.authorities_digest
-        if is_digest(digest):
+        if is_digest(digest) and not self._rollover.has_acknowledged(silo, digest):
             await off_loop(self._rollover.acknowledge, silo, digest)
         self._presence.working(silo, "waiting", 0.0)
-        self._conductor.look_again()
+        self._current.stir()
         if request.newest_version and is_digest(request.newest_digest):
-            await self._conductor.catch_up(silo, request.newest_version, request.newest_digest)
+            await self._attending.catch_up(silo, request.newest_version, request.newest_digest)
 
         def renewal() -> RenewTask | None:
             reason = self._rollover.renewal_reason(holder, digest)
@@ -147,7 +159,8 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         # Half of what is left: an answer after the certificate's end would be refused.
         left_s = (holder.not_after_s - self._clock.now_s()) / 2
         wait_s = max(0.0, min(request.wait_s, LONG_POLL_S, left_s))
-        return task_to_wire(await self._conductor.next_task(silo, wait_s, first=renewal))
+        task = await self._attending.next_task(silo, wait_s, first=renewal)
+        return task_to_wire(in_known_encodings(task, encodings_from_wire(request.encodings)))
 
     async def Heartbeat(  # noqa: N802
         self, request: federation_pb2.HeartbeatRequest, context: Any
@@ -156,7 +169,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         silo = calling_silo()
         phase = request.phase if request.phase in _PHASES else "waiting"
         self._presence.working(silo, phase, min(max(request.progress, 0.0), 1.0))
-        state = self._conductor.round
+        state = self._current.round
         wanted = (
             state is not None
             and (state.run, state.number) == (request.run, request.round)
@@ -166,24 +179,29 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
 
     async def FetchModel(  # noqa: N802
         self, request: federation_pb2.FetchModelRequest, context: Any
-    ) -> AsyncIterator[federation_pb2.FetchModelResponse]:
+    ) -> AsyncIterator[federation_pb2.FetchModelResponse | ChunkMessage]:
         """Send a published model."""
         self._presence.working(calling_silo(), "fetching", 0.0)
         encoding = encoding_from_wire(request.encoding)
         if not is_digest(request.model_digest):
             raise RunError("A model is named by its digest")
         digest = Digest(request.model_digest)
-        async with self._downloads:  # it reads the whole file: what is damaged is not sent
-            release = await off_loop(self._models.signed_release, digest, encoding)
-        yield federation_pb2.FetchModelResponse(release=release)
-        chunks = self._models.chunks(digest, encoding, request.offset)
-        while True:
-            async with self._downloads:  # held while a chunk is read, not while it is sent
-                chunk = await anext(chunks, None)
-            if chunk is None:
+        async with self._downloads.turn() as turn:
+            async with self._reading:  # the whole file: what is damaged is not sent
+                release = await off_loop(self._models.signed_release, digest, encoding)
+            async with turn.pace():
+                yield federation_pb2.FetchModelResponse(release=release)
+            if release.manifest.encoding != request.encoding:
                 return
-            yield federation_pb2.FetchModelResponse(chunk=chunk)
-            self._conductor.downloaded(len(chunk.data))
+            chunks = self._models.chunks(digest, encoding, request.offset)
+            while True:
+                async with self._reading:  # held while a chunk is read, not while it is sent
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                async with turn.pace():
+                    yield ChunkMessage(chunk)
+                self._current.downloaded_bytes += len(chunk.data)
 
     async def OpenUpload(  # noqa: N802
         self, request: federation_pb2.OpenUploadRequest, context: Any
@@ -198,7 +216,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         )
 
     async def SendUpload(  # noqa: N802
-        self, request_iterator: AsyncIterator[federation_pb2.SendUploadRequest], context: Any
+        self, request_iterator: AsyncIterator[Sent], context: Any
     ) -> federation_pb2.SendUploadResponse:
         """Take an update's payload."""
         silo = calling_silo()
@@ -206,9 +224,10 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         first = await anext(request_iterator, None)
         if first is None:
             raise RunError("The upload was empty", next_step="Send its name in the first message.")
-        async with self._intake.judging(silo):
+        async with self._intake.judging(silo), self._uploads.turn() as turn:
+            await context.send_initial_metadata(())  # by which the silo hears that it may send
             standing = await self._intake.receive(
-                silo, first.upload_id, self._chunks(silo, first, request_iterator)
+                silo, first.upload_id, self._chunks(silo, first, request_iterator, turn)
             )
         return federation_pb2.SendUploadResponse(state=_STATE[standing])
 
@@ -221,7 +240,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         if len(request.evaluations) > EVALUATIONS_PER_REPORT:
             raise UpdateRefused(Refusal.REPORT, "The report holds too many evaluations")
         results = [evaluation_from_wire(evaluation) for evaluation in request.evaluations]
-        await self._conductor.save_evaluations(silo, request.run, request.round, results)
+        await self._attending.save_evaluations(silo, request.run, request.round, results)
         metrics.show_evaluations(silo, results)
         return federation_pb2.ReportEvaluationResponse()
 
@@ -229,7 +248,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self, request: federation_pb2.DeclineRequest, context: Any
     ) -> federation_pb2.DeclineResponse:
         """Wait no longer for a silo that will not do its task."""
-        await self._conductor.decline(
+        await self._attending.decline(
             calling_silo(), request.run, request.round, policy_key_from_wire(request.policy_key)
         )
         return federation_pb2.DeclineResponse()
@@ -238,18 +257,23 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self, request: federation_pb2.LeaveRequest, context: Any
     ) -> federation_pb2.LeaveResponse:
         """Let a silo go."""
-        await self._conductor.silo_gone(calling_silo(), LEFT)
+        await self._departures.silo_gone(calling_silo(), LEFT)
         return federation_pb2.LeaveResponse()
 
     async def _chunks(
         self,
         silo: SiloName,
-        first: federation_pb2.SendUploadRequest,
-        following: AsyncIterator[federation_pb2.SendUploadRequest],
-    ) -> AsyncIterator[tensors_pb2.Chunk]:
+        first: Sent,
+        following: AsyncIterator[Sent],
+        turn: Turn,
+    ) -> AsyncIterator[Chunk]:
         if first.HasField("chunk"):
             yield first.chunk
-        async for message in following:
+        while True:
+            async with turn.pace():
+                message = await anext(following, None)
+            if message is None:
+                return
             self._presence.seen(silo)
             yield message.chunk
 

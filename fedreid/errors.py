@@ -67,9 +67,13 @@ class FedreidError(Exception):
         self.what, self.why, self.next_step = map(encodable, (what, why, next_step))
         super().__init__(self.what, self.why, self.next_step)
 
+    @property
+    def brief(self) -> str:
+        """What happened and why, without the next step."""
+        return f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
+
     def __str__(self) -> str:
-        head = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
-        sentences = [head, self.next_step]
+        sentences = [self.brief, self.next_step]
         return " ".join(s if s.endswith((".", "?")) else s + "." for s in sentences if s)
 
 

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import out, print_json, progress_shown, run_program, say
+from fedreid.console import EXIT_CODES, out, progress_shown, run_program, say
 from fedreid.errors import DatasetError, UsageError
 from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
 
 if TYPE_CHECKING:
+    from fedreid.v1.federation_pb2 import HelloResponse
     from silo_agent.config import AgentConfig, Folders
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Take part in a federation with your own images; no image leaves this machine.",
+    epilog=EXIT_CODES,
 )
 data_app = typer.Typer(no_args_is_help=True, help="The silo's images.")
 egress_app = typer.Typer(no_args_is_help=True, help="What leaves this silo.")
@@ -87,6 +88,14 @@ def join(
     ] = None,
     metrics: Metrics = None,
     metrics_textfile: Textfile = None,
+    policy: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Policy of docs/egress.md, TOML; default: the one of the data folder."),
+    ] = None,
+    processes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, max=64, help="Training processes, one for each GPU; default: 1."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try every step but the last; the token stays unused.")
     ] = False,
@@ -96,7 +105,14 @@ def join(
     launch.prepare()
     from msgspec.structs import replace
 
-    from silo_agent.config import AgentConfig, Folders, load_config, load_membership, save_config
+    from silo_agent.config import (
+        AgentConfig,
+        Folders,
+        load_config,
+        load_membership,
+        read_policy,
+        save_config,
+    )
     from silo_agent.egress import check_destination
     from silo_agent.service import run
 
@@ -113,14 +129,20 @@ def join(
         metrics=metrics or "",
         metrics_textfile="" if metrics_textfile is None else str(metrics_textfile.resolve()),
     )
-    if before is not None:  # policy and processes stay as the operator has set them
+    if before is not None:  # what is not said now stays as the operator has set it
         config = replace(
             config,
             policy=before.policy,
             processes=before.processes,
+            compiled=before.compiled,
             metrics=before.metrics if metrics is None else metrics,
             metrics_textfile=config.metrics_textfile or before.metrics_textfile,
         )
+    config = replace(
+        config,
+        policy=config.policy if policy is None else read_policy(policy),
+        processes=processes or config.processes,
+    )
     if dry_run:
         _try_to_join(folders, config, token_file, as_json=as_json)
     check_destination(coordinator, config.policy)
@@ -149,36 +171,38 @@ def run_agent(
 
 
 @app.command()
-def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Who this silo is, and what its last round gave."""
-    import msgspec
+def status(
+    data: Data = DEFAULT_DATA,
+    watch: Annotated[bool, typer.Option("--watch", help="Until Ctrl-C, as it changes.")] = False,
+    connect: Annotated[
+        bool,
+        typer.Option(
+            "--connect", help="Say hello to the coordinator; the exit code says if it answers."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Who this silo is, what it does now, and what its last round gave."""
+    if connect:
+        launch.prepare()
+    from msgspec.structs import replace
 
-    from silo_agent.budget import PrivacyBudget
-    from silo_agent.config import Folders, load_config, load_membership
-    from silo_agent.outbox import Outbox
+    from fedreid.clock import SystemClock
+    from fedreid.watching import draws
+    from fedreid.watching import watch as watch_it
+    from silo_agent.config import Folders, load_config
+    from silo_agent.status import look_at_agent, print_status, status_of
 
-    folders = Folders(data.resolve())
-    membership, config = load_membership(folders), load_config(folders)
-    last = Outbox(folders).last()
-    privacy = PrivacyBudget(folders, config.policy.privacy).statement()
-    if as_json:
-        print_json(
-            {
-                "silo": membership.silo,
-                "federation": membership.federation,
-                "coordinator": config.coordinator,
-                "dataset": config.dataset,
-                "privacy": msgspec.to_builtins(privacy),
-                "last_round": msgspec.to_builtins(last),
-            }
-        )
+    folders, clock = Folders(data.resolve()), SystemClock()
+    if watch:
+        drawn = draws(as_json=as_json)
+        watch_it(lambda: look_at_agent(folders, clock, drawn=drawn), as_json=as_json)
         return
-    say(f"{membership.silo} of {membership.federation}, coordinator {config.coordinator}")
-    if last is None:
-        say("has not trained a round yet")
-    else:
-        say(f"last trained round {last.round} of {last.run} on {last.report.num_images} images")
-    say(privacy.sentence())
+    status = status_of(folders, clock)
+    if connect:
+        greeting = _greeting(folders, load_config(folders))
+        status = replace(status, coordinator_version=greeting.coordinator_version)
+    print_status(status, as_json=as_json)
 
 
 @app.command()
@@ -338,6 +362,12 @@ def audit_show(
     from silo_agent.config import Folders
 
     print_lines(Folders(data.resolve()).audit, last=last, as_json=as_json)
+
+
+def _greeting(folders: "Folders", config: "AgentConfig") -> "HelloResponse":
+    from silo_agent.trust.channel import greeted
+
+    return asyncio.run(greeted(folders, config))
 
 
 def _enrolled(folders: "Folders") -> bool:

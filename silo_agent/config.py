@@ -9,6 +9,7 @@
     models/           fetched models, by digest
     rounds/           what each round left: the update (outbox) and what never leaves (private/)
     audit/            what happened and what left, hash-chained
+    doing.json        a note of what the running agent does, for people; no state
 """
 
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     """File of the figures for node_exporter, where nobody scrapes this machine; empty: none."""
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     """Training processes, started by torchrun; one for each GPU of the machine."""
+    compiled: bool = False
+    """Train with torch.compile, which needs a C++ compiler and a minute or more each round."""
     policy: Policy = Policy()
 
 
@@ -156,6 +159,11 @@ class Folders:
     def privacy(self) -> Path:
         """What has been spent of the privacy budget."""
         return self.root / "privacy.json"
+
+    @property
+    def doing(self) -> Path:
+        """What the running agent does."""
+        return self.root / "doing.json"
 
     @property
     def models(self) -> Path:
@@ -211,6 +219,20 @@ def load_config(folders: Folders) -> AgentConfig:
         return parse_toml(text, AgentConfig, what=str(folders.config))
     except PlanRefused as error:
         raise ConfigRefused(error.what, why=error.why, next_step=error.next_step) from error
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a file.
+
+    Raises:
+        ConfigRefused: it is wrong, or can't be read.
+    """
+    try:
+        return parse_toml(path.read_text("utf-8"), Policy, what=str(path))
+    except PlanRefused as error:
+        raise ConfigRefused(error.what, why=error.why, next_step=error.next_step) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigRefused(f"The policy {path} can't be read", why=str(error)) from error
 
 
 def save_membership(folders: Folders, membership: Membership) -> None:

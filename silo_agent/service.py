@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from fedreid import __version__
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
-from fedreid.console import progress_shown
+from fedreid.console import instant, progress_shown
 from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
@@ -27,6 +27,7 @@ from fedreid.files import held_alone
 from fedreid.health import Health
 from fedreid.jobs import Worker
 from fedreid.limits import JOB_ATTEMPTS
+from fedreid.notify import Supervisor
 from fedreid.pki.identity import JOIN_AGAIN, Identity, check_not_expired
 from silo_agent import metrics
 from silo_agent.config import (
@@ -38,6 +39,7 @@ from silo_agent.config import (
     load_membership,
 )
 from silo_agent.contact import Contact
+from silo_agent.doing import Notes
 from silo_agent.egress import check_destination
 from silo_agent.outbox import Outbox
 from silo_agent.rounds import Participant
@@ -67,6 +69,7 @@ def run(
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
+    supervisor = Supervisor()
     with held_alone(folders.root, by="agent"), progress_shown() as show:
         config = load_config(folders)
         config = replace(
@@ -74,7 +77,9 @@ def run(
             metrics=config.metrics if metrics_at is None else metrics_at,
             metrics_textfile=config.metrics_textfile if textfile is None else str(textfile),
         )
-        asyncio.run(_run_until_signal(folders, config, trainer, say, show))
+        asyncio.run(
+            _run_until_signal(folders, config, trainer, supervisor.heard(say), show, supervisor)
+        )
     say("stopped; everything is kept, start again to go on")
 
 
@@ -84,6 +89,7 @@ async def _run_until_signal(
     trainer: str,
     say: Callable[[str], None],
     show: Callable[[str, float], None],
+    supervisor: Supervisor,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -92,10 +98,16 @@ async def _run_until_signal(
     clock = SystemClock()
     check_destination(config.coordinator, config.policy)
     membership = load_membership(folders)
+    notes = Notes(folders, clock)
+
+    def shown(doing: str, share: float) -> None:
+        notes.note(doing, share)
+        show(doing, share)
+
     audit = AuditLog(folders.audit, clock)
     note_started(audit, config, membership)
     worker = training_worker(trainer, config.processes)
-    contact = Contact(clock, say, show)
+    contact = Contact(clock, say, shown)
     participant = Participant(
         folders=folders,
         config=config,
@@ -105,7 +117,7 @@ async def _run_until_signal(
         clock=clock,
         contact=contact,
         say=say,
-        show=show,
+        show=shown,
     )
     outbox = Outbox(folders)
     figures = Exposition(metrics.REGISTRY, lambda: metrics.OUTBOX_DEPTH.set(outbox.depth()))
@@ -115,14 +127,16 @@ async def _run_until_signal(
     ):
         taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, contact, say))
         stopped = asyncio.create_task(stop.wait())
+        noting = asyncio.create_task(notes.keep())
         try:
-            await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            async with supervisor.watching():
+                await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if taking_part.done():
                 await taking_part
         finally:
-            for task in (taking_part, stopped):
+            for task in (taking_part, stopped, noting):
                 task.cancel()
-            await asyncio.gather(taking_part, stopped, return_exceptions=True)
+            await asyncio.gather(taking_part, stopped, noting, return_exceptions=True)
             await worker.close()
 
 
@@ -198,7 +212,7 @@ async def _take_part_for_ever(
             if str(error) != told:
                 say(f"{error} Trying again.")
             told = str(error)
-            contact.missed()
+            contact.missed("waiting for the disk")
             metrics.note_waiting("disk")
         except AccessDenied as error:
             if store.load() == identity:
@@ -210,7 +224,7 @@ async def _take_part_for_ever(
             say(str(refused))
             # Silent until then: a silo that is not heard of is not invited, and nobody waits for
             # an update that its policy keeps here.
-            contact.missed()
+            contact.missed(f"waiting until {instant(refused.again_at_s)}, as its policy says")
             metrics.note_waiting("policy")
             await asyncio.sleep(max(0.0, refused.again_at_s - SystemClock().now_s()))
         except JobFailed as error:
@@ -219,7 +233,7 @@ async def _take_part_for_ever(
             if failed_jobs >= JOB_ATTEMPTS:
                 raise
             say(str(error))
-            contact.missed()
+            contact.missed("waiting to try again")
             metrics.note_waiting("retry")
         if asyncio.get_running_loop().time() - began_s > _LONG_ENOUGH_S:
             pauses, failed_jobs, told = pauses_s(), 0, ""

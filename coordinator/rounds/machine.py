@@ -16,6 +16,7 @@ disk or a network, so any schedule of events can be replayed.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeVar
 
 import msgspec
@@ -73,8 +74,11 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     report: UpdateReport
 
 
-class RoundState(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is known of one round; the journal stores it as it stands."""
+class RoundState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """Everything that is known of one round; the journal stores it as it stands.
+
+    What is asked of it for each silo is looked up: there may be a thousand.
+    """
 
     run: str
     number: int
@@ -142,13 +146,23 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
 
     def accepted(self, silo: str) -> Accepted | None:
         """The silo's update, if it counts."""
-        return next((update for update in self.updates if update.silo == silo), None)
+        return self._update_of.get(silo)
+
+    @cached_property
+    def _update_of(self) -> dict[str, Accepted]:
+        return {update.silo: update for update in self.updates}
+
+    @cached_property
+    def _invited(self) -> frozenset[str]:
+        return frozenset(self.invited)
+
+    def invites(self, silo: str) -> bool:
+        """Whether the silo takes part in the round."""
+        return silo in self._invited
 
     def wants(self, silo: str) -> bool:
         """Whether an update of ``silo`` would still count."""
-        return (
-            self.phase is Phase.COLLECTING and silo in self.invited and self.accepted(silo) is None
-        )
+        return self.phase is Phase.COLLECTING and self.invites(silo) and self.accepted(silo) is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from fedreid.errors import (
 from fedreid.limits import MESSAGE_IDLE_S
 from fedreid.names import Principal, Role, SiloName
 from fedreid.pki.certificates import Holder, holder_of
+from fedreid.wire.chunks import parser, serialiser
 from fedreid.wire.failures import failure_message, failure_metadata
 from fedreid.work import off_loop
 
@@ -115,9 +116,9 @@ class Access(grpc.aio.ServerInterceptor):
         """
         streamed = handler.stream_unary or handler.stream_stream
         messages = functools.partial(
-            self._messages, service=service, parse=handler.request_deserializer
+            self._messages, service=service, parse=parser(handler.request_deserializer)
         )
-        serializer = handler.response_serializer
+        serializer = serialiser(handler.response_serializer)
         if handler.response_streaming:
             assert streamed is None, "no call of the contract streams both ways"
             behaviour = self._streamed_response(handler.unary_stream, service, messages)

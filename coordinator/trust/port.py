@@ -11,6 +11,7 @@ from fedreid.limits import (
     CONNECTION_IDLE_S,
     CONNECTIONS,
     FILES_KEPT_FREE,
+    FILES_PER_CONNECTION,
     HANDSHAKE_S,
     KEEPALIVE_ANSWER_S,
     KEEPALIVE_S,
@@ -29,7 +30,7 @@ def room_for_connections() -> int:
     The usual soft limit of 1024 is there for programs that use ``select``, which none here does.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS + FILES_KEPT_FREE
+    wanted = CONNECTIONS * FILES_PER_CONNECTION + FILES_KEPT_FREE
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -40,7 +41,18 @@ def connections_of(files: int) -> int:
     """Connections that a process with so many files may hold."""
     if files == resource.RLIM_INFINITY:
         return CONNECTIONS
-    return max(1, min(CONNECTIONS, files - FILES_KEPT_FREE))
+    return max(1, min(CONNECTIONS, (files - FILES_KEPT_FREE) // FILES_PER_CONNECTION))
+
+
+def connections_told(connections: int) -> str:
+    """What a person should know who serves with so few; empty if there is nothing to say."""
+    if connections >= CONNECTIONS:
+        return ""
+    wanted = CONNECTIONS * FILES_PER_CONNECTION + FILES_KEPT_FREE
+    return (
+        f"at most {connections} connections are let in, for this process may open few files; for "
+        f"{CONNECTIONS} let it open {wanted} (ulimit -n, LimitNOFILE= of systemd)"
+    )
 
 
 def port_options(connections: int) -> tuple[tuple[str, int], ...]:

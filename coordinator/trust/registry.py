@@ -91,6 +91,10 @@ class Registry:
         row = self._silos.get(name)
         return row is not None and row.state == ACTIVE
 
+    def count_active(self) -> int:
+        """How many silos take part."""
+        return sum(row.state == ACTIVE for row in list(self._silos.values()))
+
     def may_talk(self, name: str) -> bool:
         """Whether the silo may call at all; more silos may than take part."""
         row = self._silos.get(name)

@@ -1,6 +1,5 @@
 """How does the agent's training process answer jobs? ``python -m silo_agent.learning.worker``."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from fedreid.jobs import Progress, ProgressSink, as_child, serve
 from fedreid.reid.backbone import load_backbone
 from fedreid.reid.measuring import measure
+from fedreid.reid.settling import settle_torch
 from fedreid.wire.tensors import load_tensors
 from silo_agent.learning.checkpoints import Pace
 from silo_agent.learning.group import ALONE, Group, joined
@@ -70,17 +70,10 @@ class SiloWorker:
         torch.set_num_threads(threads or self._default_threads)
 
 
-def make_deterministic() -> None:
-    """Let torch choose only algorithms that give the same bits every time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for that
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and slow
-
-
 @record
 def main(pace: Pace | None = None) -> None:
     """Serve jobs until standard input is closed; in a group, one process speaks for all."""
-    make_deterministic()
+    settle_torch()
     with joined() as group:
         worker = SiloWorker(group, pace)
         if not group.leads:

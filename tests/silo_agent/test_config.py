@@ -12,6 +12,7 @@ from silo_agent.config import (
     Policy,
     load_config,
     load_membership,
+    read_policy,
     save_config,
     save_membership,
 )
@@ -21,6 +22,7 @@ CONFIG = AgentConfig(
     dataset="/data/images",
     layout="market1501",
     processes=4,
+    compiled=True,
     policy=Policy(batchnorm_statistics=False, minimum_images=100),
 )
 MINIMAL = 'coordinator = "a:1"\ndataset = "/d"\n'
@@ -120,3 +122,18 @@ def test_a_damaged_membership_is_a_storage_error(folders: Folders, damage: bytes
 def test_folders_that_hold_models_and_rounds_are_private(folders: Folders) -> None:
     for folder in (folders.models, folders.rounds):
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_policy_is_read_from_a_file_as_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text("# nothing beyond the default\n")
+    assert read_policy(path) == Policy()
+    path.write_text(
+        "minimum_images = 500\n[privacy]\nnoise_multiplier = 1.0\nepsilon_budget = 2.0\n"
+    )
+    assert read_policy(path).minimum_images == 500 and read_policy(path).privacy.on
+    path.write_text("minimum_image = 5\n")
+    with pytest.raises(ConfigRefused, match="Did you mean 'minimum_images'"):
+        read_policy(path)
+    with pytest.raises(ConfigRefused, match="can't be read"):
+        read_policy(tmp_path / "nothing.toml")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedreid.errors import PolicyRefused, UsageError
-from fedreid.wire.tensors import FloatArray, TensorFile, save_tensors
+from fedreid.wire.tensors import FloatArray, save_tensors
 from silo_agent.config import AgentConfig, Folders, Policy, save_config
 from silo_agent.contents import TensorShown, contents_of
 from silo_agent.egress import pack
@@ -64,13 +64,11 @@ def test_a_trained_round_is_shown_as_it_is_packed_for_sending(tmp_path: Path) ->
     shown = contents_of(folders)
     assert sorted(folders.rounds.rglob("*")) == before  # nothing that the agent sends is touched
     folder = Outbox(folders).folder(ROUND)
-    with TensorFile(folders.models / f"{'b' * 64}.fp32.safetensors") as file:
-        layout = file.layout
     parcel = pack(
         ROUND,
         folder=folder,
         update=folder / UPDATE_FILE,
-        base=layout,
+        base=folders.models / f"{'b' * 64}.fp32.safetensors",
         policy=Policy(),
         destination=ADDRESS,
     )
