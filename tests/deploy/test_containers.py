@@ -103,7 +103,9 @@ def test_what_is_mounted_from_here_exists() -> None:
 
 def test_the_generated_silos_are_those_that_join(tmp_path: Path) -> None:
     script = COMPOSE["services"]["images"]["entrypoint"][-1].replace("/silos", str(tmp_path))
-    script = script.replace("identities=6", "identities=2").replace("=24", "=2")  # names are the same
+    script = script.replace("identities=6", "identities=2").replace(
+        "=24", "=2"
+    )  # names are the same
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ})
     for silo in SILOS:
         arguments = COMPOSE["services"][silo]["command"]
