@@ -4,6 +4,7 @@ So a restart changes none of them, a silo that has gone leaves no series behind,
 for them. Whoever scrapes waits for a walk over the registry and for one folder's listing.
 """
 
+import math
 import shutil
 from collections import Counter as Tally
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from coordinator import metrics
 from coordinator.folders import Folders
 from coordinator.rounds.current import Current
 from coordinator.rounds.journal import RUNNING, Journal
-from coordinator.rounds.machine import Phase, RoundState, needed
+from coordinator.rounds.machine import RoundState, needed
 from coordinator.rounds.orders import rules_of
 from coordinator.rounds.presence import Presence
 from coordinator.trust.authorities import Authorities
@@ -77,13 +78,13 @@ class Readings:
         metrics.RUN_STARTED.set(0 if run is None else run.started_at_s)
         metrics.ROUND_CURRENT.set(0 if state is None else state.number)
         if state is None:
-            least = 0 if run is None else self._current.plan.quorum.min_silos
-            metrics.ROUND_QUORUM.set(least)
+            metrics.ROUND_QUORUM.set(0 if run is None else self._current.plan.quorum.min_silos)
             return
         metrics.ROUND_STARTED.set(state.phase_since_s - sum(state.phase_seconds.values()))
         for name, count in participants(state).items():
             metrics.ROUND_PARTICIPANTS.labels(name).set(count)
-        metrics.ROUND_QUORUM.set(needed(state, rules_of(self._current.plan, state)))
+        least = needed(state, rules_of(self._current.plan, state))
+        metrics.ROUND_QUORUM.set(math.ceil(least))
 
     def _take_means(self) -> None:
         """The global model over all silos, each counted alike."""
@@ -125,19 +126,19 @@ def participants(state: RoundState) -> dict[str, int]:
 
 
 def show_past(journal: Journal) -> None:
-    """Set what a restart would else leave at 0 until the next round ends: the newest figures."""
+    """Set what a restart would else leave at 0 until the next round ends: the newest figures.
+
+    It reads what two rounds have left, however many there were.
+    """
     model, run = journal.newest_model(), journal.newest_run()
     metrics.MODEL_VERSION.set(0 if model is None else model.version)
-    newest = None if run is None else journal.newest_round(run.name)
-    if run is None or newest is None:
+    if run is None or model is None or model.run != run.name:
         return
-    for number in range(newest.number, 0, -1):
-        state = journal.round(run.name, number)
-        if state is not None and state.phase is Phase.PUBLISHED:
-            metrics.ROUND_LAST_SUCCESS.set(state.phase_since_s)
-            metrics.show_round(state)
-            break
-    for number in (newest.number - 1, newest.number):
+    state = journal.round(run.name, model.round)
+    if state is not None:
+        metrics.ROUND_LAST_SUCCESS.set(state.phase_since_s)
+        metrics.show_round(state)
+    for number in (model.round - 1, model.round):
         for row in journal.evaluations(run.name, number):
             metrics.show_evaluations(row.silo, [row.result])
 

@@ -421,9 +421,10 @@ SILO = Board(
             panels=(
                 Panel(
                     title="What it does",
-                    description="1 for the phase that the agent is in.",
+                    description="A bar for the phase that the agent is in.",
                     unit="none",
                     queries=one('fedreid_agent_phase{job=~"$agent"} > 0', "{{instance}} {{phase}}"),
+                    kind="states",
                     empty=_NOT_SCRAPED,
                 ),
                 Panel(

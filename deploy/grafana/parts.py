@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import common, prometheus, stat, statetimeline, timeseries
 from grafana_foundation_sdk.builders import dashboard as boards
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_model
@@ -17,7 +17,7 @@ from grafana_foundation_sdk.models import dashboard as model
 
 TAG = "fedreid"
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
-Kind = Literal["line", "stacked", "number"]
+Kind = Literal["line", "stacked", "states", "number"]
 _HEIGHT, _NUMBER_HEIGHT = 8, 4
 
 
@@ -128,9 +128,7 @@ def board_json(board: Board, annotations: Sequence[Annotation]) -> str:
     for row in board.rows:
         builder = builder.with_row(boards.Row(row.title))
         for panel in row.panels:
-            builder = builder.with_panel(
-                _number(panel) if panel.kind == "number" else _graph(panel)
-            )
+            builder = builder.with_panel(_made(panel))
     made = json.loads(JSONEncoder().encode(builder.build()))
     for number, panel_made in enumerate(made["panels"], start=1):
         panel_made["id"] = number
@@ -149,6 +147,30 @@ def _variable(variable: Variable) -> boards.QueryVariable:
     )
     if variable.several:
         made = made.multi(True).include_all(True).all_value(".*")
+    return made
+
+
+def _made(panel: Panel) -> timeseries.Panel | statetimeline.Panel | stat.Panel:
+    if panel.kind == "number":
+        return _number(panel)
+    return _states(panel) if panel.kind == "states" else _graph(panel)
+
+
+def _states(panel: Panel) -> statetimeline.Panel:
+    made = (
+        statetimeline.Panel()
+        .title(panel.title)
+        .description(panel.description)
+        .unit(panel.unit)
+        .datasource(SOURCE)
+        .height(_HEIGHT)
+        .span(panel.width)
+        .show_value(common_model.VisibilityMode.NEVER)
+    )
+    if panel.empty:
+        made = made.no_value(panel.empty)
+    for query, letter in zip(panel.queries, "ABCDEF", strict=False):
+        made = made.with_target(_target(query, letter))
     return made
 
 

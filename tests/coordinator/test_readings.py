@@ -46,7 +46,16 @@ def test_a_restart_shows_the_newest_figures_before_another_round_ends(journal: J
     )
     journal.save_round(
         state,
-        [ModelRow(version=2, digest="m" * 64, run=state.run, round=1, release=b"", signature=b"")],
+        [
+            ModelRow(
+                version=2,
+                digest="m" * 64,
+                run=state.run,
+                round=state.number,
+                release=b"",
+                signature=b"",
+            )
+        ],
     )
     result = EvaluationResult(
         model="global", rank1=0.5, rank5=0.6, rank10=0.7, map=0.25, minp=0.1, queries=9

@@ -24,12 +24,13 @@ from benchmark.federation import LocalFederation, Program
 from deploy.grafana.generate import FOLDER
 from fedreid.errors import UpdateRefused
 from tests.federation.conftest import write_plan
+from tests.federation.drawn_boards import draw
 from tests.federation.rogue import Rogue
 from tests.federation.scraped import Prometheus
 from tests.federation.test_rogue_silo import deliver
 from tests.tools import tool
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("observed")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("observed")]
 _WAIT_S = 90.0
 _DEADLINE_S = 4.0
 BOARDS = [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json"))]
@@ -254,3 +255,20 @@ def test_the_refused_update_and_nothing_else_is_alerted(observed: Observed) -> N
     raised = {alert["name"]: alert["alerts"] for alert in alerts if alert["alerts"]}
     raised.pop("FedreidDiskFilling", None)  # of this machine's own disk
     assert raised.keys() == {"FedreidUpdatesRejected"}, raised
+
+
+@pytest.mark.slow
+def test_every_board_can_be_seen(observed: Observed) -> None:
+    out = Path("runs/boards")
+    out.mkdir(parents=True, exist_ok=True)
+    here = observed.local.wait_until(lambda run: True, timeout_s=_WAIT_S).round.number
+    observed.local.wait_until(lambda run: run.round.number > here + 6, timeout_s=_WAIT_S)
+    for board in BOARDS:
+        picture = out / f"{board['uid']}.png"
+        picture.unlink(missing_ok=True)
+        draw(
+            board,
+            lambda expr: observed.prometheus.over(asked(expr), since_s=observed.since_s),
+            picture.resolve(),
+        )
+        assert picture.stat().st_size > 20_000
