@@ -38,7 +38,7 @@ def spent_on(work: Callable[[], object]) -> Spent:
 
 def median_of(times: Sequence[Spent], what: str) -> float:
     """The median of one of its figures."""
-    return statistics.median(getattr(one, what) for one in times)
+    return float(statistics.median(getattr(one, what) for one in times))
 
 
 def unheard(progress: Progress) -> None:
