@@ -54,7 +54,7 @@ def trained(folders: Folders, finished: FinishedRound = ROUND) -> None:
     outbox = Outbox(folders)
     built = outbox.begin("spring", 7)
     (built / "private").mkdir()
-    moved: dict[str, FloatArray] = {
+    moved = {
         **BASE,
         "conv.weight": BASE["conv.weight"] * np.arange(2, dtype=np.float32),
     }
