@@ -54,10 +54,7 @@ def trained(folders: Folders, finished: FinishedRound = ROUND) -> None:
     outbox = Outbox(folders)
     built = outbox.begin("spring", 7)
     (built / "private").mkdir()
-    moved = {
-        **BASE,
-        "conv.weight": BASE["conv.weight"] * np.arange(2, dtype=np.float32),
-    }
+    moved = {**BASE, "conv.weight": np.array([[0, 1]] * 3, dtype=np.float32)}
     save_tensors(built / UPDATE_FILE, {**moved, **CLASSIFIER})
     save_tensors(built / RESIDUAL_BEFORE_FILE, {"conv.weight": np.eye(3, 2, dtype=np.float32)})
     outbox.put(built, finished)
