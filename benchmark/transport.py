@@ -29,7 +29,7 @@ from fedreid.v1 import admin_pb2
 if TYPE_CHECKING:
     from fedreid.v1.admin_pb2_grpc import AdminStub
 
-_POLL_S = 0.05
+_POLL_S = 0.2
 _ROUND_S = 600.0
 _WARM_UP = 1
 """Rounds before the first that counts: processes start, and import what they need."""
