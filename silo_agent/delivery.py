@@ -7,7 +7,7 @@ progress) is named in docs/egress.md.
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -157,7 +157,7 @@ class Delivery:
 
     async def _messages(
         self, opening: pb.OpenUploadResponse, parcel: Parcel
-    ) -> AsyncIterator[pb.SendUploadRequest | ChunkMessage]:
+    ) -> AsyncIterator[Any]:  # a ChunkMessage stands for a request with a chunk
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
         size = parcel.manifest.byte_count
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)

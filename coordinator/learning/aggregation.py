@@ -28,9 +28,15 @@ from typing import IO
 import numpy as np
 
 from coordinator.learning.jobs import AggregateJob, AggregateReport, Contribution
-from coordinator.learning.movement import DoubleArray, measure
+from coordinator.learning.movement import measure
 from coordinator.learning.shares import falls_back, shares
-from coordinator.learning.side_by_side import Opened, RoundFiles, in_order, opened_round
+from coordinator.learning.side_by_side import (
+    DoubleArray,
+    Opened,
+    RoundFiles,
+    in_order,
+    opened_round,
+)
 from coordinator.learning.suspicion import Judgement, judge
 from fedreid import faults
 from fedreid.files import replacing

@@ -36,7 +36,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.learning.jobs import Contribution, Flag
-from coordinator.learning.movement import DoubleArray, Movement
+from coordinator.learning.movement import Movement
+from coordinator.learning.side_by_side import DoubleArray
 from fedreid.limits import (
     AGAINST_EXCESS,
     AGREEMENT,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from coordinator.learning.jobs import Contribution
-from coordinator.learning.movement import DoubleArray, Movement
+from coordinator.learning.movement import Movement
+from coordinator.learning.side_by_side import DoubleArray
 from coordinator.learning.suspicion import Judgement, judge
 from fedreid.limits import AGAINST_EXCESS, DISTANCE_EXCESS, OUTLIER_EXCESS
 from fedreid.plan import AggregationPlan
