@@ -154,6 +154,11 @@ CONCURRENT_UPLOADS = 4
 """Chunks and updates worked on at once. A slot is held while the coordinator works, never while
 it waits for a silo, so that a silent one keeps nobody from theirs."""
 
+UPLOAD_WINDOW_BYTES = 2 * MIB
+"""Of each upload, what may be on its way unread: it bounds the coordinator's memory by silo, where
+windows that gRPC widens by itself took 100 MB more with four of them. It must cover what a line
+carries within one round trip, or it slows it: 2 MiB are 168 Mbit/s over 100 ms."""
+
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""
 
