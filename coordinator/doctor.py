@@ -215,11 +215,19 @@ class Doctor(Checkup):
         under_way = state if state is not None and not state.ended else None
         kept = self._folders.of_round(under_way.run, under_way.number) if under_way else ()
         root = self._folders.root
-        found = [folder for folder in self._folders.rounds() if folder not in kept]
-        found += [*root.glob(".*.tmp"), *root.glob("*/.*.tmp"), *root.glob("spool/*/.*.tmp")]
+        ended = [folder for folder in self._folders.rounds() if folder not in kept]
+        found = [*root.glob(".*.tmp"), *root.glob("*/.*.tmp"), *root.glob("spool/*/.*.tmp")]
         if under_way is None or under_way.phase is not Phase.PUBLISHING:
             known = {row.digest for row in journal.models()}
             found += [p for p in root.glob("models/[!.]*") if p.name.split(".")[0] not in known]
+        if self.repair:
+            found += ended
+        elif ended:
+            places = ", ".join(map(str, sorted(ended)))
+            told = f"of rounds that have ended: {places}; the coordinator removes them at its start"
+            yield Finding(name="leftovers", state="note", told=told)
+            if not found:
+                return
         yield self.left_over("leftovers", sorted(found), _remove)
 
     def _disk(self, journal: Journal) -> Iterator[Finding]:

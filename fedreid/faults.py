@@ -35,7 +35,7 @@ SEAMS: dict[str, str] = {
     "link.flip": "fedreid/files.py",
     "payload.sync": "fedreid/wire/stream.py",
     "audit.append": "fedreid/audit.py",
-    "journal.commit": "coordinator/rounds/journal.py",
+    "journal.commit": "coordinator/rounds/database.py",
 }
 """How anything becomes durable, and where; each of these is a ``durable`` write besides."""
 
