@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from fedreid.errors import ConfigRefused, StorageError
 from fedreid.files import held_alone, write_bytes
 from fedreid.health import Health
 from fedreid.jobs import Worker
-from fedreid.limits import DENIALS_S
+from fedreid.limits import DENIALS_S, THREAD_SWITCH_S
 from fedreid.names import FederationName
 from fedreid.pki.signing import public_bytes
 from fedreid.v1 import admin_pb2_grpc, enrolment_pb2_grpc, federation_pb2_grpc
@@ -164,6 +165,7 @@ class Coordinator:
         Raises:
             ConfigRefused: a port can't be bound.
         """
+        sys.setswitchinterval(THREAD_SWITCH_S)
         connections = room_for_connections()
         options = port_options(connections)
         server = server_of_known_calls((self._access,), options)
