@@ -112,6 +112,10 @@ CLOCK_SKEW_S = 300.0
 LONG_POLL_S = 20.0
 """How long NextTask waits: below the idle limit of common NAT boxes (30 s and more)."""
 
+THREAD_SWITCH_S = 0.0005
+"""After which a thread of the coordinator's that computes lets the event loop go on: Python's own
+5 ms would be added to each step of every call while updates are checked."""
+
 WAKING_AT_ONCE = 8
 """Long polls that go on at once when a round begins: a thousand silos wait for that, and between
 their answers other calls must have theirs within milliseconds."""
