@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PROTOS = $(wildcard proto/fedreid/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow simulation crashes soak docs pages lint proto clean
+.PHONY: help demo test test-slow simulation crashes soak docs pages lint proto charts clean
 
 help:  ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ lint: $(VENV)/.installed  ## Style, types, borders between packages, the contrac
 
 proto: $(VENV)/.installed  ## Generate the stubs in fedreid/v1 from proto/
 	$(BIN)/python -m tests.stubs .
+
+charts: $(VENV)/.installed  ## Copy rules and boards into the chart; write READMEs, schemas, golden manifests
+	mkdir -p helm/coordinator/files/rules helm/coordinator/files/dashboards
+	cp deploy/prometheus/rules/*.yml helm/coordinator/files/rules/
+	cp deploy/grafana/dashboards/*.json helm/coordinator/files/dashboards/
+	$(BIN)/python -m tests.deploy.chart_docs .
+	$(BIN)/python -m tests.deploy.rendering .
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) runs site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -227,10 +227,10 @@ def transport(
 ) -> None:
     """Time rounds without learning, beside the bare limit of this machine in the same run."""
     launch.prepare()
-    from benchmark.transport import measure_transport, rows
+    from benchmark.transport import encoding_of, measure_transport, rows
 
     result = measure_transport(
-        silos=silos, model=model, encoding=encoding, rounds=rounds, tell=err.print
+        silos=silos, model=model, encoding=encoding_of(encoding), rounds=rounds, tell=err.print
     )
     if as_json:
         print_json(asdict(result))

@@ -25,11 +25,12 @@ from fedreid.datasets.synthetic import SyntheticSpec, render
 from fedreid.errors import RunError, UsageError
 from fedreid.plan import Encoding
 from fedreid.v1 import admin_pb2
+from fedreid.wire.manifest import ENCODINGS
 
 if TYPE_CHECKING:
     from fedreid.v1.admin_pb2_grpc import AdminStub
 
-_POLL_S = 0.05
+_POLL_S = 0.2
 _ROUND_S = 600.0
 _WARM_UP = 1
 """Rounds before the first that counts: processes start, and import what they need."""
@@ -85,6 +86,18 @@ class Transported:
     service_peak_mb: float
     worker_peak_mb: float
     agent_peak_mb: float
+
+
+def encoding_of(name: str) -> Encoding:
+    """The encoding of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = next((encoding for encoding in ENCODINGS if encoding == name), None)
+    if found is None:
+        raise UsageError(f"There is no encoding {name!r}", why=f"known are {', '.join(ENCODINGS)}")
+    return found
 
 
 def measure_transport(
@@ -253,7 +266,7 @@ def _summary(
         limit_seconds=limit_s,
         limit_kind=limit_kind,
         phases={
-            name: spread(lambda one, name=name: one.phases[name]) for name in measured[0].phases
+            name: Spread.of([each.phases[name] for each in measured]) for name in measured[0].phases
         },
         cpu_seconds=cpu_s,
         limit_cpu_seconds=limit_cpu_s,

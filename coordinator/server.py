@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from fedreid.exposition import Exposition
 from fedreid.files import held_alone, write_bytes
 from fedreid.health import Health
 from fedreid.jobs import Worker
-from fedreid.limits import DENIALS_S
+from fedreid.limits import DENIALS_S, THREAD_SWITCH_S
 from fedreid.names import FederationName
 from fedreid.notify import Supervisor
 from fedreid.pki.signing import public_bytes
@@ -184,6 +185,7 @@ class Coordinator:
         Raises:
             ConfigRefused: a port can't be bound.
         """
+        sys.setswitchinterval(THREAD_SWITCH_S)
         connections = room_for_connections()
         options = port_options(connections)
         server = server_of_known_calls((Calls(), self._access), options)

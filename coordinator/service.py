@@ -37,7 +37,7 @@ from fedreid.v1 import (
     federation_pb2_grpc,
 )
 from fedreid.versions import check_versions
-from fedreid.wire.chunks import Chunk, ChunkMessage
+from fedreid.wire.chunks import AnyChunk, ChunkMessage
 from fedreid.wire.manifest import Manifest, encoding_from_wire, encodings_from_wire
 from fedreid.wire.messages import (
     evaluation_from_wire,
@@ -179,7 +179,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
 
     async def FetchModel(  # noqa: N802
         self, request: federation_pb2.FetchModelRequest, context: Any
-    ) -> AsyncIterator[federation_pb2.FetchModelResponse | ChunkMessage]:
+    ) -> AsyncIterator[Any]:  # a ChunkMessage stands for a response with a chunk
         """Send a published model."""
         self._presence.working(calling_silo(), "fetching", 0.0)
         encoding = encoding_from_wire(request.encoding)
@@ -266,7 +266,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         first: Sent,
         following: AsyncIterator[Sent],
         turn: Turn,
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncIterator[AnyChunk]:
         if first.HasField("chunk"):
             yield first.chunk
         while True:

@@ -112,6 +112,10 @@ CLOCK_SKEW_S = 300.0
 LONG_POLL_S = 20.0
 """How long NextTask waits: below the idle limit of common NAT boxes (30 s and more)."""
 
+THREAD_SWITCH_S = 0.0005
+"""After which a thread of the coordinator's that computes lets the event loop go on: Python's own
+5 ms would be added to each step of every call while updates are checked."""
+
 WAKING_AT_ONCE = 8
 """Long polls that go on at once when a round begins: a thousand silos wait for that, and between
 their answers other calls must have theirs within milliseconds."""
@@ -153,6 +157,11 @@ memory still, while one that lies longer may be read from a failing disk the nex
 CONCURRENT_UPLOADS = 4
 """Chunks and updates worked on at once. A slot is held while the coordinator works, never while
 it waits for a silo, so that a silent one keeps nobody from theirs."""
+
+UPLOAD_WINDOW_BYTES = 2 * MIB
+"""Of each upload, what may be on its way unread: it bounds the coordinator's memory by silo, where
+windows that gRPC widens by itself took 100 MB more with four of them. It must cover what a line
+carries within one round trip, or it slows it: 2 MiB are 168 Mbit/s over 100 ms."""
 
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""

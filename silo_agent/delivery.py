@@ -8,7 +8,7 @@ progress) is named in docs/egress.md.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -164,7 +164,7 @@ class Delivery:
 
     async def _messages(
         self, opening: pb.OpenUploadResponse, parcel: Parcel, turn: asyncio.Event
-    ) -> AsyncIterator[pb.SendUploadRequest | ChunkMessage]:
+    ) -> AsyncIterator[Any]:  # a ChunkMessage stands for a request with a chunk
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
         await turn.wait()
         size = parcel.manifest.byte_count

@@ -13,7 +13,7 @@ from fedreid.errors import UpdateRefused
 from fedreid.files import digest_of, remove_file, replacing
 from fedreid.names import Digest
 from fedreid.plan import ValidationPlan
-from fedreid.wire.chunks import Chunk
+from fedreid.wire.chunks import AnyChunk
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.stream import PartialFile
@@ -44,7 +44,7 @@ class Incoming:
         """Release the descriptors; the bytes so far stay for the next attempt."""
         self._open.close()
 
-    def write(self, chunk: Chunk) -> None:
+    def write(self, chunk: AnyChunk) -> None:
         """Take the next chunk.
 
         Raises:

@@ -38,7 +38,7 @@ from fedreid.files import move_file, remove_file
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
-from fedreid.wire.chunks import Chunk
+from fedreid.wire.chunks import AnyChunk
 from fedreid.wire.manifest import Manifest
 from fedreid.work import off_loop
 
@@ -148,7 +148,7 @@ class Intake:
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
 
     async def receive(
-        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[Chunk]
+        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[AnyChunk]
     ) -> Standing:
         """Take the payload of an opened upload, check it, and make it count.
 
@@ -196,7 +196,9 @@ class Intake:
         UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
         SILO_UPDATES.labels(silo_label(silo), "rejected").inc()
 
-    async def _receive(self, announcement: Announcement, chunks: AsyncIterator[Chunk]) -> Standing:
+    async def _receive(
+        self, announcement: Announcement, chunks: AsyncIterator[AnyChunk]
+    ) -> Standing:
         standing = self._standing(announcement)
         if standing is not Standing.SEND:
             return standing

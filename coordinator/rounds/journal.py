@@ -26,8 +26,8 @@ from coordinator.rounds.tables import (
 from fedreid.contract import EvaluationResult
 from fedreid.errors import StorageError, TokenRefused
 
-_NEWEST = ""
 _BACKED_UP, _RESTORED = "backed_up_ms", "restored_ms"
+_NEWEST = ""
 
 
 RUNNING, PAUSED, FINISHED, STOPPED, FAILED = "running", "paused", "finished", "stopped", "failed"
@@ -309,7 +309,7 @@ class Journal:
         )
         return self._known_model(digest, query)
 
-    def _known_model(self, name: str, query: sa.Select[Any]) -> ModelRow | None:
+    def _known_model(self, name: str, query: "sa.Select[Any]") -> ModelRow | None:
         """What a query gives, kept until models are added: every silo asks for it in each round."""
         known = self._known_models  # another one as soon as a commit has added to the table
         if name not in known:

@@ -18,6 +18,7 @@ from fedreid.limits import (
     MESSAGE_BYTES,
     PING_ANSWER_S,
     STREAMS_PER_CONNECTION,
+    UPLOAD_WINDOW_BYTES,
 )
 
 _MS = 1000
@@ -60,6 +61,8 @@ def port_options(connections: int) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.max_send_message_length", MESSAGE_BYTES),
+        ("grpc.http2.bdp_probe", 0),  # it would widen windows as far as the line is fast
+        ("grpc.http2.lookahead_bytes", UPLOAD_WINDOW_BYTES),
         ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share it
         ("grpc.keepalive_time_ms", int(KEEPALIVE_S * _MS)),
         ("grpc.keepalive_timeout_ms", int(KEEPALIVE_ANSWER_S * _MS)),

@@ -11,7 +11,9 @@ cut out of it. Whatever does not look exactly like that is left to the generated
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+from fedreid.v1 import tensors_pb2
 
 _CHUNK_FIELD = 0x12  # field 2 of the message, with a length
 _OFFSET_FIELD = 0x08  # field 1 of the chunk, a varint
@@ -29,6 +31,14 @@ class Chunk:
     offset: int
     crc32c: int
     data: bytes
+
+    def to_wire(self) -> tensors_pb2.Chunk:
+        """The generated class, for messages that hold more than a chunk."""
+        return tensors_pb2.Chunk(offset=self.offset, crc32c=self.crc32c, data=self.data)
+
+
+AnyChunk: TypeAlias = Chunk | tensors_pb2.Chunk
+"""However it was read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
 from fedreid.files import read_into, remove_file
 from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
 from fedreid.names import Digest
-from fedreid.wire.chunks import Chunk
+from fedreid.wire.chunks import AnyChunk, Chunk
 from fedreid.work import off_loop
 
 
@@ -93,7 +93,7 @@ class PartialFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def write(self, chunk: Chunk) -> None:
+    def write(self, chunk: AnyChunk) -> None:
         """Take the next chunk.
 
         Raises:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fedreid.jobs import Progress, ProgressSink, as_child, serve
+from fedreid.memory import give_back
 from fedreid.reid.backbone import load_backbone
 from fedreid.reid.measuring import measure
 from fedreid.reid.settling import settle_torch
@@ -49,6 +50,7 @@ class SiloWorker:
         for job in self._group.jobs():
             with tempfile.TemporaryDirectory() as out:
                 self.train(replace(job, out=out, evaluate=()), lambda progress: None)
+            give_back()
 
     def evaluate(self, job: EvaluateJob, tell: ProgressSink) -> EvaluateReport:
         """Measure one published model; no result where no query has a match."""

@@ -161,7 +161,7 @@ def _channel(address: str, identity: Identity) -> grpc.aio.Channel:
 
 def _stub(channel: grpc.aio.Channel) -> "FederationAsyncStub":
     """The generated calls, but chunks are written and read by hand."""
-    stub = cast("FederationAsyncStub", federation_pb2_grpc.FederationStub(channel))
+    stub = federation_pb2_grpc.FederationStub(channel)
     stub.FetchModel = channel.unary_stream(
         f"{_SERVICE}/FetchModel",
         request_serializer=pb.FetchModelRequest.SerializeToString,

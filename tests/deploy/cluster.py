@@ -31,7 +31,7 @@ NAMESPACE = "default"
 _PROGRAMS = {"coordinator": "coordinator", "silo-agent": "silo_agent"}
 _GROUP = 0o2770
 """Of the root of a volume with an fsGroup, as the kubelet leaves it."""
-_START_S = 60.0
+_START_S = 120.0
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
@@ -75,9 +75,9 @@ class Pod:
             [*container["command"], *container.get("args", [])], self._environment(container)
         )
 
-    def execute(self, command: Sequence[str]) -> str:
+    def execute(self, command: Sequence[str], timeout_s: float = _START_S) -> str:
         """``kubectl exec``."""
-        return self._ended(command, self._environment(self._spec["containers"][0]))
+        return self._ended(command, self._environment(self._spec["containers"][0]), timeout_s)
 
     def passes(self, probe: str) -> bool:
         """Whether a probe of the container succeeds now."""
@@ -108,13 +108,15 @@ class Pod:
         if self.main is not None:
             self.main.stop()
 
-    def _ended(self, command: Sequence[str], environment: dict[str, str]) -> str:
+    def _ended(
+        self, command: Sequence[str], environment: dict[str, str], timeout_s: float = _START_S
+    ) -> str:
         done = subprocess.run(
             [sys.executable, "-m", *self._command(command)],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=_START_S,
+            timeout=timeout_s,
         )
         if done.returncode != 0:
             raise ContainerFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +14,14 @@ from tests.deploy.cluster import Cluster, ContainerFailed, Pod, free_port
 from tests.deploy.rendering import ROOT, Manifest, helm
 from tests.parties import Federation
 
-pytestmark = pytest.mark.timeout(300)
-_ROUND_S = 180.0
+pytestmark = pytest.mark.timeout(600)
+_ROUND_S = 300.0
 PLAN = """
 name = "first"
 rounds = 1
 backbone = {name = "resnet18", height_px = 64, width_px = 32}
 training = {threads = 1, batch_size = 16}
-quorum = {min_silos = 1, deadline_s = 120.0, phase_deadline_s = 60.0}
+quorum = {min_silos = 1, deadline_s = 240.0, phase_deadline_s = 120.0}
 """
 POLICY = 'coordinators = ["federation-coordinator:443"]\nminimum_images = 3\n'
 
@@ -90,14 +89,6 @@ def installed(cluster: Cluster, manifests: list[Manifest], started: list[Pod]) -
     return pod
 
 
-def published(pod: Pod) -> bool:
-    """Whether the run has published its round."""
-    told = pod.execute(
-        ["coordinator", "run", "status", "--data=/var/lib/fedreid/coordinator", "--json"]
-    )
-    return int(json.loads(told)["rounds_published"]) == 1
-
-
 def test_both_charts_run_until_a_round_is_published(
     cluster: Cluster, started: list[Pod], tmp_path: Path, silo_folders: dict[str, Path]
 ) -> None:
@@ -132,10 +123,9 @@ def test_both_charts_run_until_a_round_is_published(
     manifests = release("north", "silo-agent", values, tmp_path)
     agent = installed(cluster, manifests, started)
     del cluster.secrets["join-token"]
-    until_s = time.monotonic() + _ROUND_S
-    while not published(coordinator):
-        assert time.monotonic() < until_s, coordinator.main and coordinator.main.log
-        time.sleep(1.0)
+    status = ["coordinator", "run", "status", "--data=/var/lib/fedreid/coordinator"]
+    coordinator.execute([*status, "--watch"], timeout_s=_ROUND_S)
+    assert json.loads(coordinator.execute([*status, "--json"]))["rounds_published"] == "1"
     told = commands(notes("north", "silo-agent", values, tmp_path))
     assert "last trained round 1 of first" in agent.execute(told["status --data"])
     assert "tensors" in agent.execute(told["egress show"])

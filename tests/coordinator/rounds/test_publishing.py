@@ -11,6 +11,7 @@ from coordinator.learning.jobs import EncodeJob
 from coordinator.learning.worker import write_payload
 from coordinator.rounds.journal import Journal, RunRow
 from coordinator.rounds.publishing import Models, Origin
+from fedreid.errors import StorageError
 from fedreid.files import digest_of, make_folder, write_bytes
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import new_signing_key_pem, public_bytes, signing_key, verify
@@ -141,3 +142,41 @@ def test_fp32_is_offered_for_an_encoding_in_which_a_model_was_not_published(
     models: Models, journal: Journal, staged: Path, encoding: Encoding
 ) -> None:
     assert sent_in(models, published(models, journal, staged), encoding) == "fp32"
+
+
+def test_a_model_that_was_asked_for_is_told_with_its_newest_release_ever_after(
+    models: Models, journal: Journal, staged: Path
+) -> None:
+    row = models.place(staged, ORIGIN, BOTH)
+    run = RunRow(name="spring", plan_toml="", state="running", started_at_s=1.0)
+    journal.add_run(run, row)
+    digest = Digest(row.digest)
+    assert models.signed_release(digest, "fp32").release == row.release
+    beyond = models.released_beyond(7)
+    journal.add_models(beyond)
+    assert models.signed_release(digest, "fp32").release == beyond[-1].release != row.release
+    assert journal.newest_model() == beyond[-1]
+
+
+def test_a_model_that_is_damaged_after_it_was_sent_is_not_sent_again(
+    models: Models, journal: Journal, staged: Path
+) -> None:
+    row = models.place(staged, ORIGIN, ("fp32",))
+    run = RunRow(name="spring", plan_toml="", state="running", started_at_s=1.0)
+    journal.add_run(run, row)
+    digest = Digest(row.digest)
+    models.signed_release(digest, "fp32")
+    path = models.path(digest)
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(StorageError, match="damaged or gone"):
+        models.signed_release(digest, "fp32")
+
+
+def test_a_digest_that_nobody_has_published_is_not_remembered(
+    models: Models, journal: Journal, staged: Path
+) -> None:
+    row = models.place(staged, ORIGIN, ("fp32",))
+    assert journal.model(row.digest) is None
+    run = RunRow(name="spring", plan_toml="", state="running", started_at_s=1.0)
+    journal.add_run(run, row)
+    assert journal.model(row.digest) == row
