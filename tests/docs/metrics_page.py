@@ -43,8 +43,7 @@ beyond are counted together as `other`; one that leaves or is revoked loses its 
 holds a round, a digest, an address or anything of a person or an image. Counters and histograms of
 a closed set are there from the start, at 0. Every scrape also has the `process_*` figures.
 
-The files that go with them: scrape configuration, rules and alerts (`deploy/prometheus`),
-boards (`deploy/grafana`), runbooks (`deploy/runbooks`).
+The files that go with them: [watching a federation](monitoring.md).
 """
 SILO = "registered silos"
 WITHOUT_START: dict[tuple[str, str], tuple[str, ...]] = {
