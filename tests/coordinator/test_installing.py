@@ -1,13 +1,14 @@
 """Is a coordinator installed from files as it is by hand, and again without losing anything?"""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from coordinator.cli import app
-from coordinator.cluster import found_federation
+from coordinator.cluster import Secrets, found_federation
 from coordinator.config import (
     dialled_address,
     initialise,
@@ -141,16 +142,16 @@ class Kept:
 def test_secrets_are_made_once_and_a_lost_one_anew_from_the_same_authority(
     clock: FakeClock,
 ) -> None:
-    kept, said = Kept(), []
+    kept, said = Kept(), list[str]()
 
     def found() -> None:
         found_federation(
-            kept,
+            cast(Secrets, kept),
             HARBOUR,
             authority="keys",
             admin="admin",
             clock=clock,
-            say=said.append,  # type: ignore[arg-type]
+            say=said.append,
         )
 
     found()
