@@ -38,6 +38,10 @@ from fedreid.reid.transforms import ImageStore, normalise
 from fedreid.seeds import derive_seed
 from fedreid.wire.tensors import batch_norm_names, load_tensors, save_tensors
 
+LOSS_IMAGES = 1024
+"""On which the loss is measured before and after: all 7,264 of CUHK02 would take as long as two
+teachers."""
+
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -119,14 +123,18 @@ def _cosines(features_ND: Tensor) -> Tensor:
 def mean_loss(
     student: ReIDBackbone, images: ImageStore, targets_ND: Tensor, plan: DistillationPlan
 ) -> float:
-    """The loss over all public images, in evaluation mode and file order."""
+    """The loss over the public images, in evaluation mode; of many, over evenly spread ones."""
     student.eval()
     total = 0.0
-    for rows, images_NCHW in _each(images, _in_order(len(images), plan.batch_size)):
+    measured = range(0, len(images), math.ceil(len(images) / LOSS_IMAGES))
+    batches = [
+        list(measured[rows[0] : rows[-1] + 1]) for rows in _in_order(len(measured), plan.batch_size)
+    ]
+    for rows, images_NCHW in _each(images, batches):
         with torch.inference_mode():
             loss = distillation_loss(_features(student, images_NCHW, plan), targets_ND[rows], plan)
         total += len(rows) * loss.item()
-    return total / len(images)
+    return total / len(measured)
 
 
 def train_student(

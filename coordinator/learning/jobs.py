@@ -108,7 +108,7 @@ class DistilJob(Job, frozen=True, kw_only=True):
 
 
 class DistilReport(Report, frozen=True, kw_only=True):
-    """The distilled model was written; losses are means over all public images."""
+    """The distilled model was written; losses are means over public images, of many a sample."""
 
     images: int
     loss_before: float | None

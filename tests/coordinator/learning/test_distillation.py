@@ -203,6 +203,18 @@ def test_the_order_of_the_teachers_does_not_change_a_byte(site: Site) -> None:
     assert digest_of(site.folder / "first") == digest_of(site.folder / "reversed")
 
 
+def test_of_many_images_the_loss_is_taken_over_evenly_spread_ones(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "LOSS_IMAGES", 8)
+    images = public_images(DistillationPlan(images=str(site.public)), TINY)
+    targets_ND = mean_teacher(site.job(site.plan()), images, site.steps.append)
+    student = load_backbone(TINY, load_tensors(site.student)).eval()
+    loss = distillation.mean_loss(student, images, targets_ND, site.plan())
+    cosines_N = torch.cosine_similarity(site.features(site.student), targets_ND)
+    assert loss == pytest.approx(1.0 - cosines_N[::3].mean().item(), rel=1e-4)
+
+
 def test_a_job_that_was_cut_off_gives_the_same_bytes_when_it_is_done_again(site: Site) -> None:
     job = site.job(site.plan(bn_statistics="update"), recalibrates=True, out="whole")
     site.run(job)
