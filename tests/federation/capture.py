@@ -93,7 +93,10 @@ class Tap(grpc.GenericRpcHandler):
                     self.sent[name].append(request)
                     yield request
 
-            return await _relayed(self._onward.stream_unary(method)(passed_on()), context)
+            onward = self._onward.stream_unary(method)(passed_on())
+            await onward.initial_metadata()  # by which the silo hears that it may send
+            await context.send_initial_metadata(())
+            return await _relayed(onward, context)
 
         return call
 
@@ -110,7 +113,7 @@ async def _relayed(call: Any, context: Any) -> bytes:
     try:
         answer: bytes = await call
     except grpc.aio.AioRpcError as error:
-        await context.abort(error.code(), error.details(), error.trailing_metadata())
+        await context.abort(error.code(), error.details(), tuple(error.trailing_metadata() or ()))
         raise
     return answer
 
