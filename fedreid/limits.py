@@ -170,9 +170,10 @@ CONCURRENT_TRANSFERS = 8
 """Models, and updates, that move at once unless the plan says another number, beside those on slow
 lines: they fill the coordinator's processor, and other calls still have their turn in time."""
 
-TURN_STALL_S = 0.25
+TURN_STALL_S = 2.0
 """A transfer whose next message takes longer loses its turn to the next in line, and goes on
-without: below 4 MiB/s it takes little of the coordinator, and would keep others for hours."""
+without: below 0.5 MiB/s it takes little of the coordinator, and would keep others for hours. Much
+shorter, a busy coordinator would take its own delay for theirs, and let all move at once."""
 
 TURN_WAIT_S = 1800.0
 """How long a transfer waits for its turn: a thousand ResNet-50 updates (94 GB) take a quarter of an

@@ -118,11 +118,13 @@ def test_a_line_that_a_crash_cut_off_is_dropped_and_told(tmp_path: Path) -> None
     assert verify(tmp_path).cut_off_bytes == 0
 
 
+def owed_lines(count: int) -> deque[tuple[str, dict[str, Field]]]:
+    return deque([("update.accepted", {"silo": f"s{n}"}) for n in range(count)])
+
+
 def test_owed_lines_are_one_chain_and_are_taken_off(tmp_path: Path) -> None:
     log = written(tmp_path, 1)
-    owed: deque[tuple[str, dict[str, Field]]] = deque(
-        [("update.accepted", {"silo": f"s{n}"}) for n in range(5)]
-    )
+    owed = owed_lines(5)
     log.append_owed(owed)
     assert not owed
     assert [line.fields["silo"] for line in read_audit(tmp_path)][1:] == [f"s{n}" for n in range(5)]
@@ -134,9 +136,7 @@ def test_of_owed_lines_that_the_disk_does_not_take_none_is_left_behind(
 ) -> None:
     log = written(tmp_path, 1)
     before = audit_files(tmp_path)[0].read_bytes()
-    owed: deque[tuple[str, dict[str, Field]]] = deque(
-        [("update.accepted", {"silo": f"s{n}"}) for n in range(5)]
-    )
+    owed = owed_lines(5)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")

@@ -21,7 +21,7 @@ from fedreid.work import off_loop
 from tests.simulation.memory import MemoryJournal
 from tests.simulation.world import play
 
-_ENOUGH = 300
+_ENOUGH = 1000
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
 

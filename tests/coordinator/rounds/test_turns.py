@@ -76,7 +76,7 @@ def test_a_slow_line_needs_no_turn_and_a_fast_one_again_does() -> None:
 
     async def story() -> None:
         await asyncio.gather(
-            line.transfer("slow", 2.0, 2.0, 0.1, 0.1), line.transfer("long", *([0.2] * 50))
+            line.transfer("slow", 5.0, 5.0, 0.1, 0.1), line.transfer("long", *([1.0] * 50))
         )
 
     played(story)
@@ -123,7 +123,7 @@ def test_who_waits_too_long_is_told_to_ask_again(monkeypatch: pytest.MonkeyPatch
     line = Line(1)
 
     async def story() -> None:
-        holding = asyncio.create_task(line.transfer("a", *([0.2] * 50)))
+        holding = asyncio.create_task(line.transfer("a", *([1.0] * 50)))
         await asyncio.sleep(0.1)
         with pytest.raises(LimitReached, match="No turn came in 5 s"):
             await line.transfer("b", 0.1)

@@ -18,6 +18,7 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from coordinator.rounds import turns
 from coordinator.rounds.journal import Journal
 from fedreid.console import print_table
 from fedreid.limits import CONCURRENT_TRANSFERS, SPOOL_KEPT_FREE_BYTES
@@ -81,8 +82,9 @@ class Victim(Assembled):
 
 
 @pytest.fixture
-def coordinator(tmp_path: Path) -> Iterator[Victim]:
-    """A coordinator with a run under way."""
+def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Victim]:
+    """A coordinator with a run under way, which waits a short time for who stalls."""
+    monkeypatch.setattr(turns, "TURN_STALL_S", 0.2)
     yield Victim(tmp_path / "coordinator")
 
 
