@@ -11,6 +11,7 @@ from coordinator.config import Config, initialise
 from coordinator.folders import Folders
 from coordinator.server import Coordinator
 from fedreid.clock import SystemClock
+from fedreid.notify import Supervisor
 from fedreid.pki.certificates import key_to_pem, make_request, new_key
 from fedreid.pki.identity import Identity, IdentityStore
 from fedreid.pki.tokens import JoinToken, decode
@@ -41,7 +42,9 @@ class Assembled:
         coordinator = Coordinator(self.folders, self._config)
         self.registry = coordinator.registry
         serving = asyncio.create_task(
-            coordinator.serve(self._config, stop=stop, say=ready.put_nowait)
+            coordinator.serve(
+                self._config, stop=stop, say=ready.put_nowait, supervisor=Supervisor({})
+            )
         )
         assert "serving" in await ready.get()
         self.address = self.folders.endpoint.read_text().strip()
