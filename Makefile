@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PROTOS = $(wildcard proto/fedreid/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow simulation crashes soak lint proto charts clean
+.PHONY: help demo test test-slow simulation crashes soak docs pages lint proto charts clean
 
 help:  ## Say what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ crashes: $(VENV)/.installed  ## The whole crash matrix: killed at every point an
 soak: $(VENV)/.installed  ## A thousand rounds: memory, files and disk must stay flat
 	$(BIN)/python -m pytest -m soak -n 0 -s --timeout 7200
 
+docs: $(VENV)/.installed  ## Build the site of the documents in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pages: $(VENV)/.installed  ## Type every command of the guides, from top to bottom
+	$(BIN)/python -m pytest -m slow -n 0 --timeout 1800 tests/docs
+
 lint: $(VENV)/.installed  ## Style, types, borders between packages, the contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,4 +61,4 @@ charts: $(VENV)/.installed  ## Copy rules and boards into the chart; write READM
 	$(BIN)/python -m tests.deploy.rendering .
 
 clean:  ## Remove what was built
-	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

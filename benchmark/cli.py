@@ -155,17 +155,87 @@ def training(
     batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of each loop; the median counts.")] = 3,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Ours with torch.compile, anew in each epoch.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare our training's images/s with a plain PyTorch loop's, data loading included."""
-    launch.prepare()
     from benchmark.training import measure_training, rows, trial_of
 
-    result = measure_training(trial_of(model, images, batch, threads, epochs), err.print)
+    trial = trial_of(model, images, batch, threads, epochs, compiled=compiled)
+    result = measure_training(trial, err.print)
     if as_json:
         print_json(asdict(result))
         return
     print_table(f"{model} at 256×128, batches of {batch}", ("measured", ""), rows(result))
+
+
+@app.command("serving-load")
+def serving_load(
+    silos: Annotated[int, typer.Option(help="How many light agents take part.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Whole rounds.")] = 3,
+    model_mb: Annotated[float, typer.Option(help="Size of the model; the nearest is taken.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Drive one coordinator with very many agents that speak the whole protocol."""
+    launch.prepare()
+    from benchmark.serving_load import measure_load, rows
+
+    load = measure_load(silos, rounds, model_mb, err.print)
+    if as_json:
+        print_json(msgspec.to_builtins(load))
+        return
+    title = f"{load.silos} silos, {load.model}, {load.model_bytes:,} bytes, {load.rounds} rounds"
+    print_table(title, ("measured", ""), rows(load))
+
+
+@app.command()
+def distillation(
+    model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet18",
+    teachers: Annotated[str, typer.Option(help="Numbers of teachers, such as 2,8.")] = "2,8,32",
+    images: Annotated[int, typer.Option(help="Public images.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
+    epochs: Annotated[int, typer.Option(help="Passes of the student over them.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Runs of each loop; the median counts.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare our distillation with a loop that asks all teachers for each batch."""
+    from benchmark.distilling import distilling_trial, measure_distilling, table_of
+
+    trial = distilling_trial(
+        model, images, teachers, batch=batch, epochs=epochs, threads=threads, repeats=repeats
+    )
+    results = measure_distilling(trial, err.print)
+    if as_json:
+        print_json([asdict(result) for result in results])
+        return
+    columns, lines = table_of(results)
+    print_table(f"{model} at 256×128, {images} public images", columns, lines)
+
+
+@app.command()
+def transport(
+    silos: Annotated[int, typer.Option(help="Agents, each a process of its own.")] = 4,
+    model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet50",
+    encoding: Annotated[str, typer.Option(help="Of both ways, as a plan's [wire] names it.")] = (
+        "fp32"
+    ),
+    rounds: Annotated[int, typer.Option(help="Measured rounds; the medians count.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time rounds without learning, beside the bare limit of this machine in the same run."""
+    launch.prepare()
+    from benchmark.transport import encoding_of, measure_transport, rows
+
+    result = measure_transport(
+        silos=silos, model=model, encoding=encoding_of(encoding), rounds=rounds, tell=err.print
+    )
+    if as_json:
+        print_json(asdict(result))
+        return
+    print_table(f"{silos} silos, {model}, {encoding}", ("measured", ""), rows(result))
 
 
 @app.command()

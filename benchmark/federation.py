@@ -147,6 +147,11 @@ class LocalFederation:
 
     def initialise(self, **settings: object) -> None:
         """Make the coordinator's data folder, with ``settings`` of its own, and start it."""
+        self.make_folder(**settings)
+        self.open()
+
+    def make_folder(self, **settings: object) -> None:
+        """Make the coordinator's data folder, with ``settings`` of its own."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.command(
             "coordinator", "init", "--data", str(self.data), "--federation", self._federation,
@@ -155,6 +160,9 @@ class LocalFederation:
         config = Folders(self.data).config
         known = tomllib.loads(config.read_text("utf-8"))
         config.write_text(tomli_w.dumps({**known, **settings}), "utf-8")
+
+    def open(self) -> None:
+        """Start the coordinator for the first time."""
         self.coordinator.start()
         self._wait_for_coordinator()
         # From now on the same port, so that agents find a restarted coordinator again.
@@ -238,7 +246,7 @@ class LocalFederation:
                 tell(admin, run)
                 if reached(run):
                     return run
-                self._check_alive()
+                self.check_alive()
                 if run.state == "failed" or time.monotonic() > until_s:
                     raise RunError(
                         f"The run is {run.state} in round {run.round.number} "
@@ -282,12 +290,17 @@ class LocalFederation:
     def _wait_for_coordinator(self) -> None:
         until_s = time.monotonic() + _START_S
         while "serving the federation" not in self.coordinator.log_of_this_start:
-            self._check_alive()
+            self.check_alive()
             if time.monotonic() > until_s:
                 raise RunError("The coordinator does not start", why=self.coordinator.log[-500:])
             time.sleep(_POLL_S)
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Check that no process has ended by itself.
+
+        Raises:
+            RunError: one has; with its last words.
+        """
         for name, program in {"coordinator": self.coordinator, **self.agents}.items():
             if program.exit_code() not in (None, -signal.SIGKILL, 0):
                 raise RunError(

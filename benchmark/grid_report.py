@@ -23,22 +23,14 @@ from benchmark.grid_tables import (
     winner_table,
 )
 from benchmark.long_form import write_long_form
-from benchmark.pages import (
-    PAGE_NAME,
-    Picture,
-    Tile,
-    duration_text,
-    percent,
-    picture,
-    size_text,
-    template,
-)
+from benchmark.pages import PAGE_NAME, Picture, picture, template
 from benchmark.results import Metric, ModelKind
 from benchmark.statistics import spread
 from benchmark.tables import Table, deviation, gain, p_value
 from benchmark.theme import THEMES, Theme, save
 from fedreid.errors import RunError
 from fedreid.files import make_folder, write_bytes
+from fedreid.pages.page import Tile, duration_text, percent, size_text
 
 DOCUMENT_NAME = "report.md"
 

@@ -11,7 +11,6 @@ from typing import get_args
 
 from benchmark.cells import CellResult
 from benchmark.finished import Grid, mean_of_silos
-from benchmark.pages import duration_text, size_text
 from benchmark.published import BYTES_PER_SILO
 from benchmark.results import DEPLOYABLE, Metric, ModelKind
 from benchmark.statistics import (
@@ -25,6 +24,7 @@ from benchmark.statistics import (
     unrest,
 )
 from benchmark.tables import DASH, Column, Entry, Row, Table, deviation, gain, p_value, points
+from fedreid.pages.page import duration_text, size_text
 
 
 def steadiness_table(grid: Grid, scenario: str, reference: str) -> Table:

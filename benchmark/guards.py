@@ -16,8 +16,9 @@ from coordinator.learning.jobs import InitialiseJob
 from coordinator.learning.start import write_start
 from fedreid.jobs import ProgressSink
 from fedreid.plan import Plan, parse_plan
+from fedreid.reid.settling import settle_torch
 from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
-from silo_agent.learning.worker import SiloWorker, make_deterministic
+from silo_agent.learning.worker import SiloWorker
 from silo_agent.outbox import UPDATE_FILE
 
 Row = dict[str, float]
@@ -28,7 +29,7 @@ def measure_guards(
     data: Path, *, trainers: int, epochs: int, threads: int, tell: ProgressSink
 ) -> dict[str, Row]:
     """The rows for a folder of silos; the ``trainers`` largest silos train a backbone each."""
-    make_deterministic()
+    settle_torch()
     silos = {path.name: path for path in sorted(data.iterdir()) if (path / "query").is_dir()}
     plan = _plan(epochs, threads)
     rows = {"colours": {name: colour_accuracy(path).map for name, path in silos.items()}}

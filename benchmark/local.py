@@ -38,7 +38,8 @@ from fedreid.errors import RunError, storage_errors
 from fedreid.files import digest_of, make_folder, remove_folder, replacing, write_bytes
 from fedreid.jobs import Job, Progress, ReportT
 from fedreid.names import Digest
-from fedreid.plan import Plan
+from fedreid.plan import Plan, is_difference
+from fedreid.reid.settling import settle_torch
 from fedreid.wire.encoding import decode, encode, payload_bytes
 from fedreid.wire.tensors import Layout, TensorFile, layout_of
 from silo_agent import config as agent
@@ -46,7 +47,7 @@ from silo_agent.budget import PrivacyBudget
 from silo_agent.egress import Parcel, pack
 from silo_agent.learning.jobs import EvaluateJob, Silo, TrainJob
 from silo_agent.learning.local_round import has_own_batch_norm
-from silo_agent.learning.worker import SiloWorker, make_deterministic
+from silo_agent.learning.worker import SiloWorker
 from silo_agent.outbox import UPDATE_FILE, FinishedRound, Outbox
 from silo_agent.privacy import make_private
 
@@ -141,7 +142,7 @@ class LocalRun:
         Raises:
             FedreidError: a job failed, an update was refused; what was reached is kept.
         """
-        make_deterministic()
+        settle_torch()
         reached = self._resumed() or self._begun()
         while len(reached.rounds) < self._plan.rounds:
             begun = time.monotonic()
@@ -226,6 +227,7 @@ class LocalRun:
             finished = self._train(task, silo, self._downloaded(state.base_of(silo)))
         parcel = self._packed(finished, outbox.folder(finished), state, silo)
         report = self._deliver(parcel, state, silo, finished.report)
+        outbox.note_accepted(finished, parcel.residual_digest)
         outbox.remove_before(finished)
         update = Accepted(
             silo=silo,
@@ -249,15 +251,18 @@ class LocalRun:
         kinds = tuple(kind for kind in job.evaluate if kind != "global")  # measured once for all
         job = msgspec.structs.replace(job, evaluate=kinds if len(self._silos) > 1 else ())
         report = self._workers[silo].train(job, _unheard)
+        previous = outbox.newest(task.run, before=task.round)
         finished = FinishedRound.of(
             task,
             report,
             base_round=task.round - 1,
-            previous=outbox.newest(task.run, before=task.round),
+            previous=previous,
             privacy=make_private(
                 out, base, bn=task.bn, policy=self._policy, budget=self._budgets[silo]
             ),
         )
+        if is_difference(task.upload_encoding):
+            outbox.carry_over(previous, out, private=self._policy.privacy.on)
         outbox.put(out, finished)
         return finished
 
@@ -268,7 +273,7 @@ class LocalRun:
             finished,
             folder=folder,
             update=folder / UPDATE_FILE,
-            base=self._layout(state.base_of(silo)),
+            base=self._downloaded(state.base_of(silo)),
             policy=self._policy,
             destination="",
         )
@@ -279,10 +284,14 @@ class LocalRun:
         manifest = parcel.manifest
         target = orders.update_path(self._folders, state, silo)
         check_manifest(manifest, self._layout(state.base_of(silo)), self._plan.aggregation.bn)
-        with parcel.path.open("rb") as payload, replacing(target) as stream:
-            payload.seek(parcel.start)
-            decode(payload, manifest.layout, manifest.encoding, stream)
         base = orders.model_path(self._folders, Digest(state.base_of(silo)))
+        with (
+            parcel.path.open("rb") as payload,
+            TensorFile(base) as before,
+            replacing(target) as stream,
+        ):
+            payload.seek(parcel.start)
+            decode(payload, manifest.layout, manifest.encoding, stream, before)
         if self._tamper is not None:
             report = self._tamper(silo, target, base, report)
         with TensorFile(target) as update, TensorFile(base) as before:
@@ -293,7 +302,7 @@ class LocalRun:
         """A silo's copy of a published model, as the wire would give it."""
         encoding = self._plan.wire.download
         path = orders.model_path(self._folders, Digest(digest))
-        if encoding == "fp32":
+        if encoding == "fp32" or is_difference(encoding):
             return path
         copy = path.with_suffix(f".{encoding}.safetensors")
         if not copy.exists():
@@ -313,6 +322,7 @@ class LocalRun:
         if state.phase is Phase.DISTILLING:
             job = orders.distil_job(self._folders, state, self._plan, self._federation)
             distilled = self._do(job, jobs.DistilReport)
+            self._quantise(state)
             return Distilled(loss_before=distilled.loss_before, loss_after=distilled.loss_after)
         assert state.phase is Phase.PUBLISHING, "bench files refuse an evaluation.folder"
         rules = orders.rules_of(self._plan, state)
@@ -337,7 +347,15 @@ class LocalRun:
             self._folders, state, self._plan, self._federation, clusters
         ):
             self._do(part, jobs.AggregateReport)
+        if not orders.rules_of(self._plan, state).distils:
+            self._quantise(state)
         return orders.aggregated(report, clusters)
+
+    def _quantise(self, state: RoundState) -> None:
+        rules = orders.rules_of(self._plan, state)
+        job = orders.quantise_job(self._folders, state, self._plan, rules)
+        if job is not None:
+            self._do(job, jobs.EncodeReport)
 
     def _do(self, job: Job, returns: type[ReportT]) -> ReportT:
         report = HANDLERS[type(job)](job, _unheard)
@@ -347,7 +365,10 @@ class LocalRun:
     def _place(self, staged: Path) -> Digest:
         digest = digest_of(staged)
         path = orders.model_path(self._folders, digest)
+        payload = staged.with_suffix(f".{self._plan.wire.download}")
         with storage_errors("publish", path):
+            if payload.exists():
+                payload.replace(path.with_suffix(payload.suffix))
             staged.replace(path)
         return digest
 
@@ -462,7 +483,14 @@ class LocalRun:
         return layout_of(orders.model_path(self._folders, Digest(digest)))
 
     def _payload_bytes(self, digest: str) -> int:
-        return payload_bytes(self._layout(digest), self._plan.wire.download)
+        """What a silo downloads that holds the model before: of the first one, fp32."""
+        encoding = self._plan.wire.download
+        if not is_difference(encoding):
+            return payload_bytes(self._layout(digest), encoding)
+        payload = orders.model_path(self._folders, Digest(digest)).with_suffix(f".{encoding}")
+        if payload.exists():
+            return payload.stat().st_size
+        return payload_bytes(self._layout(digest), "fp32")
 
 
 def _unheard(progress: Progress) -> None:

@@ -1,12 +1,17 @@
-"""Which training process learns nothing? It adds a constant that depends on silo and round."""
+"""Which training process learns nothing? It adds a constant that depends on silo and round.
+
+And a little noise, or no encoding of the change would be as large as it is in earnest.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
 from fedreid import faults
-from fedreid.files import make_folder, replacing
+from fedreid.errors import storage_errors
+from fedreid.files import make_folder
 from fedreid.jobs import ProgressSink, serve
+from fedreid.limits import MIB
 from fedreid.seeds import derive_seed
 from fedreid.wire.tensors import TensorFile
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, TrainJob, TrainReport
@@ -15,19 +20,27 @@ from silo_agent.outbox import UPDATE_FILE
 _STEP = 1e-3
 _IMAGES = 100
 _STEPS = 4
+_BLOCK_BYTES = 1 * MIB
 
 
 def train(job: TrainJob, tell: ProgressSink) -> TrainReport:
-    """Write the base model plus a constant, tensor by tensor."""
+    """Write the base model plus the change, block by block."""
     share = derive_seed(job.seed, job.silo.name, job.round) % 1000 / 1000
     step = np.float32(_STEP * (0.5 + share))
+    noise = np.random.default_rng(job.seed).random(_BLOCK_BYTES // 4, dtype=np.float32)
+    change = step * (np.float32(0.5) + noise)  # above 0: a variance stays one
+    path = Path(job.out) / UPDATE_FILE
     with (
+        storage_errors("write", path),
         TensorFile(Path(job.base_model)) as base,
-        replacing(Path(job.out) / UPDATE_FILE) as stream,
+        path.open("wb", buffering=0) as stream,  # the outbox makes it durable
     ):
         stream.write(base.layout.header())
-        for name in base.layout.names:
-            stream.write((base.read(name) + step).tobytes())
+        size = base.layout.size_bytes
+        for offset in range(0, size, _BLOCK_BYTES):
+            values = base.values(offset, min(_BLOCK_BYTES, size - offset))
+            values += change[: len(values)]
+            stream.write(values.view(np.uint8).data)
             faults.point("train.step")
     make_folder(Path(job.out) / "private", mode=0o700)
     return TrainReport(

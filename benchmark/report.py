@@ -9,19 +9,11 @@ from statistics import fmean, stdev
 
 from benchmark import plots, results
 from benchmark.checks import judged
-from benchmark.pages import (
-    PAGE_NAME,
-    Picture,
-    Tile,
-    duration_text,
-    percent,
-    picture,
-    size_text,
-    template,
-)
+from benchmark.pages import PAGE_NAME, Picture, picture, template
 from benchmark.results import DEPLOYABLE, MODELS, ModelKind, Results
 from benchmark.theme import THEMES, save
 from fedreid.files import make_folder, write_bytes
+from fedreid.pages.page import Tile, duration_text, percent, size_text
 from fedreid.pictures.ranked import RankedQuery, ranked_picture
 
 DATA_NAME = "report.json"

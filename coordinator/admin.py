@@ -3,11 +3,14 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from coordinator.rounds.conductor import Conductor
-from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal
+from coordinator.rounds.commands import Commands
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
+from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, RunRow
 from coordinator.rounds.machine import RoundState
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.tasks import evaluation_awaited
 from coordinator.trust.access import calling_admin
 from coordinator.trust.authorities import Authorities
 from coordinator.trust.enrolment import Enrolment
@@ -35,7 +38,9 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     def __init__(
         self,
         *,
-        conductor: Conductor,
+        current: Current,
+        commands: Commands,
+        departures: Departures,
         journal: Journal,
         models: Models,
         presence: Presence,
@@ -45,7 +50,9 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         rollover: RollOver,
         audit: AuditLog,
     ) -> None:
-        self._conductor = conductor
+        self._current = current
+        self._commands = commands
+        self._departures = departures
         self._journal = journal
         self._models = models
         self._presence = presence
@@ -94,7 +101,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.RevokeSiloResponse:
         """Withdraw a silo's identity."""
         row = self._registry.known(request.silo)
-        await self._conductor.silo_gone(SiloName(row.name), REVOKED)
+        await self._departures.silo_gone(SiloName(row.name), REVOKED)
         return admin_pb2.RevokeSiloResponse()
 
     async def ApproveSilo(  # noqa: N802
@@ -117,13 +124,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         if request.suspended:
             if not self._registry.may_talk(silo):
                 raise UsageError(f"The silo {silo} is {row.state}: it can't be suspended")
-            await self._conductor.silo_gone(silo, SUSPENDED, reason)
+            await self._departures.silo_gone(silo, SUSPENDED, reason)
             return admin_pb2.SuspendSiloResponse(state=SUSPENDED)
         if row.state not in KEPT_OUT:
             raise UsageError(f"The silo {silo} is {row.state}: there is nothing to resume")
         await off_loop(self._registry.set_state, silo, ACTIVE)
         await off_loop(self._audit.append, "silo.resumed", silo=silo, reason=reason)
-        self._conductor.look_again()
+        self._current.notify()
         return admin_pb2.SuspendSiloResponse(state=ACTIVE)
 
     async def GetAuthorities(  # noqa: N802
@@ -155,14 +162,14 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             await off_loop(self._rollover.drop, force=request.force)
         else:
             raise UsageError("The steps are prepare, activate and drop")
-        self._conductor.look_again()
+        self._current.notify()
         return admin_pb2.ChangeAuthoritiesResponse(step=self._authorities.step)
 
     async def StartRun(  # noqa: N802
         self, request: admin_pb2.StartRunRequest, context: Any
     ) -> admin_pb2.StartRunResponse:
         """Start a run."""
-        run = await self._conductor.start_run(request.plan_toml)
+        run = await self._commands.start_run(request.plan_toml)
         return admin_pb2.StartRunResponse(run=run.name)
 
     async def ControlRun(  # noqa: N802
@@ -172,35 +179,46 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         state = _COMMANDS.get(request.command)
         if state is None:
             raise UsageError("A run can be paused, resumed or stopped")
-        run = await self._conductor.control(state, f"{state} by {calling_admin()}")
+        run = await self._commands.control_run(state, f"{state} by {calling_admin()}")
         return admin_pb2.ControlRunResponse(state=run.state)
 
     async def ChangeRun(  # noqa: N802
         self, request: admin_pb2.ChangeRunRequest, context: Any
     ) -> admin_pb2.ChangeRunResponse:
         """Change the run's plan."""
-        from_round, changes = await self._conductor.change_run(request.plan_toml, calling_admin())
+        from_round, changes = await self._commands.change_run(request.plan_toml, calling_admin())
         return admin_pb2.ChangeRunResponse(from_round=from_round, changes=changes)
 
     async def GetRun(  # noqa: N802
         self, request: admin_pb2.GetRunRequest, context: Any
     ) -> admin_pb2.GetRunResponse:
         """The current or last run."""
-        run = self._conductor.run
+        current = self._current
+        run, state = current.run, current.round
         if run is None:
-            return admin_pb2.GetRunResponse(state="none", reason=self._conductor.activity)
-        state = self._conductor.round
+            return admin_pb2.GetRunResponse(state="none", reason=current.activity)
         return admin_pb2.GetRunResponse(
             run=run.name,
             state=run.state,
-            reason=run.reason or self._conductor.activity,
-            rounds_planned=self._conductor.newest_plan.plan.rounds,
-            rounds_published=self._conductor.rounds_published,
+            reason=run.reason or current.activity,
+            rounds_planned=current.newest_plan.plan.rounds,
+            rounds_published=current.rounds_published,
             round=_summary(state) if state is not None else None,
-            plan_toml=self._conductor.newest_plan.toml,
+            plan_toml=current.newest_plan.toml,
             model_digest=await off_loop(self._models.newest_digest),
-            awaited_evaluations=self._conductor.awaited_evaluations(),
+            awaited_evaluations=self._awaited_evaluations(run, state),
         )
+
+    def _awaited_evaluations(self, run: RunRow, state: RoundState | None) -> list[str]:
+        """Silos whose figures for the run's last model are still to come."""
+        if state is None:
+            return []
+        return [
+            silo
+            for silo in state.invited
+            if self._registry.active(silo)
+            and evaluation_awaited(run, state, silo, self._current.evaluated)
+        ]
 
     async def ListRounds(  # noqa: N802
         self, request: admin_pb2.ListRoundsRequest, context: Any
@@ -237,13 +255,13 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         release = await off_loop(self._models.signed_release, digest, "fp32")
         yield admin_pb2.ExportModelResponse(release=release)
         async for chunk in self._models.chunks(digest, "fp32", 0):
-            yield admin_pb2.ExportModelResponse(chunk=chunk)
+            yield admin_pb2.ExportModelResponse(chunk=chunk.to_wire())
 
     async def RollBackModel(  # noqa: N802
         self, request: admin_pb2.RollBackModelRequest, context: Any
     ) -> admin_pb2.RollBackModelResponse:
         """Publish an earlier model again."""
-        model = await self._conductor.roll_back(request.version, calling_admin())
+        model = await self._commands.roll_back(request.version, calling_admin())
         return admin_pb2.RollBackModelResponse(
             model=federation_pb2.Release.FromString(model.release)
         )
@@ -251,7 +269,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     def _run_name(self, asked: str) -> str:
         if asked:
             return asked
-        return "" if self._conductor.run is None else self._conductor.run.name
+        return "" if self._current.run is None else self._current.run.name
 
 
 def rounds_page(journal: Journal, run: str, first: int) -> admin_pb2.ListRoundsResponse:
@@ -313,4 +331,6 @@ def _summary(state: RoundState) -> admin_pb2.RoundSummary:
         gate_map=state.gate_map,
         gate_best_map=state.gate_best_map if state.gate_map is not None else None,
         declined=state.declined,
+        refused=state.refused,
+        deadline_s=0.0 if state.ended else state.deadline_s,
     )

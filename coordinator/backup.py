@@ -13,7 +13,7 @@ port's and the administrator's identity are left out: a coordinator issues them 
 updates of the round under way: their silos still have them.
 
 A restored journal is older than its silos. They have taken models that it does not know, and say
-so: ``Conductor.catch_up``. They have renewed their keys: ``Registry`` believes certificates that
+so: ``Attending.catch_up``. They have renewed their keys: ``Registry`` believes certificates that
 were issued between backup and restore. Join tokens that were unused then may have been used since:
 they are dropped.
 """

@@ -1,7 +1,6 @@
 """The commands of the platform team."""
 
 import re
-import time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -92,6 +91,21 @@ def serve(
     serve_forever(data, listen=listen, metrics=metrics, say=say)
 
 
+@app.command()
+def report(
+    out_file: Annotated[Path, typer.Argument(metavar="OUT", help="HTML file to write.")],
+    data: Data,
+    coordinator: Address = None,
+) -> None:
+    """Write the current run as one HTML page: figures, shares, durations, rejections, models."""
+    from coordinator.gathered import gather
+    from coordinator.report import write_report
+    from fedreid.clock import SystemClock
+
+    write_report(gather(data, coordinator, SystemClock()), out_file)
+    say(f"wrote {out_file}; it holds everything it shows, and can be mailed")
+
+
 @token_app.command("create")
 def token_create(
     data: Data,
@@ -135,14 +149,14 @@ def token_create(
 @silo_app.command("list")
 def silo_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every silo and what it does now."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.pki.certificates import short_fingerprint
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
         silos = admin.ListSilos(admin_pb2.ListSilosRequest()).silos
     if as_json:
-        print_json([_message(silo) for silo in silos])
+        print_json([tree_of(silo) for silo in silos])
         return
     rows = [
         (
@@ -212,26 +226,19 @@ def run_status(
     as_json: Json = False,
 ) -> None:
     """What the current run is doing."""
-    from coordinator.client import admin_of
-    from fedreid.v1 import admin_pb2
+    from coordinator.watching import look_at_run
+    from fedreid.watching import draws
+    from fedreid.watching import watch as watch_it
 
-    told = ""
-    with admin_of(data, coordinator) as admin:
-        while True:
-            run = admin.GetRun(admin_pb2.GetRunRequest())
-            line = (
-                f"{run.run or 'no run'} {run.state}: {run.rounds_published} of "
-                f"{run.rounds_planned} models; round {run.round.number} {run.round.phase}; "
-                f"{run.reason}"
-            )
-            if as_json:
-                print_json(_message(run))
-            elif line != told:
-                say(line)
-            told = line
-            if not watch or run.state not in ("running", "paused"):
-                return
-            time.sleep(1.0)
+    if watch:
+        drawn = draws(as_json=as_json)
+        watch_it(lambda: look_at_run(data, coordinator, drawn=drawn), as_json=as_json)
+        return
+    look = look_at_run(data, coordinator, drawn=False)
+    if as_json:
+        print_json(look.tree)
+    else:
+        say(look.line)
 
 
 def _control(data: Path, coordinator: str | None, command: str) -> None:
@@ -270,7 +277,7 @@ def run_change(
     as_json: Json = False,
 ) -> None:
     """Change rounds, deadlines, quorum or how silos train, from the run's next round on."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.plan import load_plan
     from fedreid.v1 import admin_pb2
 
@@ -279,7 +286,7 @@ def run_change(
     with admin_of(data, coordinator) as admin:
         changed = admin.ChangeRun(request)
     if as_json:
-        print_json(_message(changed))
+        print_json(tree_of(changed))
         return
     for line in changed.changes:
         say(line)
@@ -289,12 +296,12 @@ def run_change(
 @round_app.command("list")
 def round_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every round of the current run."""
-    from coordinator.client import admin_of, every_round
+    from coordinator.client import admin_of, every_round, tree_of
 
     with admin_of(data, coordinator) as admin:
         rounds = every_round(admin)
     if as_json:
-        print_json([_message(state) for state in rounds])
+        print_json([tree_of(state) for state in rounds])
         return
     rows = [
         (
@@ -316,7 +323,7 @@ def round_show(
     coordinator: Address = None,
 ) -> None:
     """One round with every figure, as JSON."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
@@ -324,19 +331,19 @@ def round_show(
     found = next((state for state in rounds if state.number == number), None)
     if found is None:
         raise UsageError(f"The run has no round {number}", next_step="See: coordinator round list.")
-    print_json(_message(found))
+    print_json(tree_of(found))
 
 
 @model_app.command("list")
 def model_list(data: Data, coordinator: Address = None, as_json: Json = False) -> None:
     """Every published model, newest first."""
-    from coordinator.client import admin_of
+    from coordinator.client import admin_of, tree_of
     from fedreid.v1 import admin_pb2
 
     with admin_of(data, coordinator) as admin:
         models = admin.ListModels(admin_pb2.ListModelsRequest()).models
     if as_json:
-        print_json([_message(model) for model in models])
+        print_json([tree_of(model) for model in models])
         return
     rows = [(str(m.version), m.run, str(m.round), m.model_digest) for m in models]
     print_table("Models", ("version", "run", "round", "digest"), rows)
@@ -411,16 +418,6 @@ def _seconds(text: str) -> float:
     if found is None:
         raise UsageError(f"{text!r} is no time", next_step="Write 90s, 30m, 1h or 2d.")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def _message(message: object) -> object:
-    from google.protobuf.json_format import MessageToDict
-
-    return MessageToDict(
-        message,  # type: ignore[arg-type]
-        preserving_proto_field_name=True,
-        always_print_fields_with_no_presence=True,
-    )
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
 from coordinator.folders import Folders
 from fedreid.clock import SystemClock
@@ -75,6 +77,13 @@ def _pages(ask: Callable[[int], PageT]) -> Iterator[PageT]:
         first = page.next
         if not first:
             return
+
+
+def tree_of(message: Message) -> dict[str, Any]:
+    """A message for machines, with the contract's own names."""
+    return MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def _endpoint(folders: Folders) -> str:

@@ -5,13 +5,12 @@ words, on the terminal and in /readyz, also while nothing else would write.
 """
 
 import asyncio
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from fedreid.audit import verify
-from fedreid.errors import FedreidError, StorageError, storage_errors
-from fedreid.files import write_bytes
+from fedreid.errors import FedreidError, StorageError
+from fedreid.files import free_bytes, write_bytes
 from fedreid.limits import DISK_WATCH_S, MIB, SPOOL_KEPT_FREE_BYTES
 from fedreid.work import off_loop
 
@@ -25,8 +24,7 @@ def check_disk(folder: Path) -> None:
         StorageError: it is full, read-only or fails.
     """
     write_bytes(folder / _PROBE, b"still there\n", mode=0o600)
-    with storage_errors("look at", folder):
-        free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < SPOOL_KEPT_FREE_BYTES:
         raise StorageError(
             f"The disk of {folder} has {free // MIB} MiB left",

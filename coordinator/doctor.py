@@ -4,7 +4,6 @@ Each check reads what the running coordinator would rely on. What can be made ag
 left over is mended with ``repair``; what is lost is named with the next step, mostly a backup.
 """
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,12 @@ from fedreid.checkup import Check, Checkup, Finding, State, fine, wrong
 from fedreid.clock import Clock
 from fedreid.console import instant
 from fedreid.errors import FedreidError, StorageError, storage_errors
-from fedreid.files import digest_of, remove_file, remove_folder
+from fedreid.files import free_bytes, is_whole, remove_file, remove_folder
 from fedreid.limits import CERTIFICATE_WARNING_S, MIB, SPOOL_KEPT_FREE_BYTES
 from fedreid.names import Digest, FederationName
 from fedreid.pki.identity import IdentityStore, check_not_expired
 from fedreid.pki.signing import public_bytes, verify
-from fedreid.plan import Plan
+from fedreid.plan import Plan, is_difference
 
 _RESTORE = "Restore the newest backup: coordinator restore BACKUP --data NEW."
 _FILES_OF_A_ROUND = 3
@@ -107,8 +106,7 @@ class Doctor(Checkup):
                 check_not_expired(identity, self._clock)
             except FedreidError as error:
                 # The authority is at hand: the coordinator issues a new one when it starts.
-                told = f"{error.what}: {error.why}" if error.why else error.what
-                yield self.mended("identity", told, partial(remove_folder, folder))
+                yield self.mended("identity", error.brief, partial(remove_folder, folder))
             else:
                 until_s = identity.holder().not_after_s
                 yield self._lasts("identity", until_s, what=f"{folder.name}/, key and certificate")
@@ -136,8 +134,7 @@ class Doctor(Checkup):
         try:
             check_not_set_back(journal, commits_seen(self._folders))
         except StorageError as error:
-            told = f"{error.what}: {error.why}"
-            yield self.mended("journal", told, partial(self._accept, journal))
+            yield self.mended("journal", error.brief, partial(self._accept, journal))
         yield fine("journal", f"whole; {journal.commits} commits, {_place(run, plan, state)}")
 
     def _accept(self, journal: Journal) -> None:
@@ -190,6 +187,10 @@ class Doctor(Checkup):
     def _payloads(self, models: Models, digest: Digest) -> Iterator[Finding]:
         for payload in models.damaged_payloads(digest):
             path = models.encoded_path(digest, payload.encoding)
+            if is_difference(payload.encoding):
+                told = f"{path} is damaged or gone: silos fetch the model in fp32"
+                yield Finding(name="models", state="note", told=told)
+                continue
             yield self.mended(
                 "models",
                 f"{path} is damaged or gone, and can be made again",
@@ -204,7 +205,7 @@ class Doctor(Checkup):
         spool, _ = self._folders.of_round(state.run, state.number)
         for update in state.updates:
             path = spool / update_name(update.silo)
-            if not _is(path, update.file_digest):
+            if not is_whole(path, update.file_digest):
                 yield Finding(
                     name="spool",
                     state="note",
@@ -218,17 +219,24 @@ class Doctor(Checkup):
         under_way = state if state is not None and not state.ended else None
         kept = self._folders.of_round(under_way.run, under_way.number) if under_way else ()
         root = self._folders.root
-        found = [folder for folder in self._folders.rounds() if folder not in kept]
-        found += [*root.glob(".*.tmp"), *root.glob("*/.*.tmp"), *root.glob("spool/*/.*.tmp")]
+        ended = [folder for folder in self._folders.rounds() if folder not in kept]
+        found = [*root.glob(".*.tmp"), *root.glob("*/.*.tmp"), *root.glob("spool/*/.*.tmp")]
         if under_way is None or under_way.phase is not Phase.PUBLISHING:
             known = {row.digest for row in journal.models()}
             found += [p for p in root.glob("models/[!.]*") if p.name.split(".")[0] not in known]
+        if self.repair:
+            found += ended
+        elif ended:
+            places = ", ".join(map(str, sorted(ended)))
+            told = f"of rounds that have ended: {places}; the coordinator removes them at its start"
+            yield Finding(name="leftovers", state="note", told=told)
+            if not found:
+                return
         yield self.left_over("leftovers", sorted(found), _remove)
 
     def _disk(self, journal: Journal) -> Iterator[Finding]:
         _, plan, _ = _newest(journal)
-        with storage_errors("look at", self._folders.root):
-            free = shutil.disk_usage(self._folders.root).free
+        free = free_bytes(self._folders.root)
         needed = SPOOL_KEPT_FREE_BYTES + self._bytes_of_a_round(journal, plan)
         told = f"{free // MIB:,} MiB are free, a round needs {needed // MIB:,}"
         if free >= needed:
@@ -261,13 +269,6 @@ def _place(run: RunRow | None, plan: Plan | None, state: RoundState | None) -> s
         return "no run yet"
     number, phase = (0, "not begun") if state is None else (state.number, str(state.phase))
     return f"run {run.name} {run.state}, round {number} {phase}"
-
-
-def _is(path: Path, digest: str) -> bool:
-    try:
-        return digest_of(path) == digest or not digest
-    except StorageError:
-        return False
 
 
 def _remove(path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,27 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from msgspec.structs import replace
+from prometheus_client import REGISTRY
 
 import fedreid
 from coordinator.admin import AdminServicer
+from coordinator.calls import Calls
 from coordinator.config import Config, load_config, load_model_key
 from coordinator.disk import look_back, watch_disk
 from coordinator.folders import Folders
+from coordinator.readings import Readings, show_past
+from coordinator.rounds.attending import Attending
 from coordinator.rounds.chronicle import audit_of, commits_seen
+from coordinator.rounds.commands import Commands
 from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Intake
 from coordinator.rounds.journal import Journal, check_not_set_back
 from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.recovery import recover
 from coordinator.service import EnrolmentServicer, FederationServicer
 from coordinator.trust.access import Access
 from coordinator.trust.authorities import Authorities
@@ -31,16 +40,17 @@ from coordinator.trust.denials import Denials
 from coordinator.trust.enrolment import Enrolment
 from coordinator.trust.keeping import Keeper
 from coordinator.trust.known_calls import server_of_known_calls
-from coordinator.trust.port import port_options, room_for_connections
+from coordinator.trust.port import connections_told, port_options, room_for_connections
 from coordinator.trust.registry import Registry
 from coordinator.trust.rollover import RollOver
 from coordinator.trust.tls import server_credentials
 from fedreid.clock import SystemClock
 from fedreid.errors import ConfigRefused, StorageError
+from fedreid.exposition import Exposition
 from fedreid.files import held_alone, write_bytes
 from fedreid.health import Health
 from fedreid.jobs import Worker
-from fedreid.limits import DENIALS_S
+from fedreid.limits import DENIALS_S, THREAD_SWITCH_S
 from fedreid.names import FederationName
 from fedreid.notify import Supervisor
 from fedreid.pki.signing import public_bytes
@@ -75,22 +85,30 @@ class Coordinator:
         models = Models(folders.models, self._journal, federation, key)
         self._denials = Denials()
         self._access = Access(self.registry, self._denials)
+        self._current = Current(self._journal, self._audit, clock)
+        recover(self._current, self.registry, folders, models)
         phases = Phases(
             federation=federation,
             folders=folders,
             journal=self._journal,
             models=models,
             worker=self._worker,
+            tell=self._current.tell,
+        )
+        departures = Departures(
+            current=self._current,
+            registry=self.registry,
+            presence=presence,
+            end_calls=self._shut_out,
         )
         self._conductor = Conductor(
+            current=self._current,
             folders=folders,
-            journal=self._journal,
             models=models,
             registry=self.registry,
             presence=presence,
+            departures=departures,
             phases=phases,
-            end_calls=self._shut_out,
-            audit=self._audit,
             clock=clock,
         )
         self._enrolment = Enrolment(
@@ -114,16 +132,36 @@ class Coordinator:
         self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
         self._federation = FederationServicer(
             federation=federation,
-            conductor=self._conductor,
-            intake=Intake(folders=folders, models=models, conductor=self._conductor),
+            current=self._current,
+            attending=Attending(
+                current=self._current,
+                models=models,
+                registry=self.registry,
+                presence=presence,
+                clock=clock,
+            ),
+            departures=departures,
+            intake=Intake(folders=folders, models=models, current=self._current),
             models=models,
             presence=presence,
             rollover=rollover,
             clock=clock,
         )
+        self.readings = Readings(
+            folders=folders,
+            current=self._current,
+            presence=presence,
+            authorities=authorities,
+            rollover=rollover,
+            registry=self.registry,
+            clock=clock,
+        )
+        show_past(self._journal)
         self._folders = folders
         self._admin = AdminServicer(
-            conductor=self._conductor,
+            current=self._current,
+            commands=Commands(current=self._current, models=models, phases=phases, clock=clock),
+            departures=departures,
             journal=self._journal,
             models=models,
             presence=presence,
@@ -147,8 +185,10 @@ class Coordinator:
         Raises:
             ConfigRefused: a port can't be bound.
         """
-        options = port_options(room_for_connections())
-        server = server_of_known_calls((self._access,), options)
+        sys.setswitchinterval(THREAD_SWITCH_S)
+        connections = room_for_connections()
+        options = port_options(connections)
+        server = server_of_known_calls((Calls(), self._access), options)
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(self._enrolments, server)
         federation_pb2_grpc.add_FederationServicer_to_server(self._federation, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
@@ -157,7 +197,8 @@ class Coordinator:
         credentials = server_credentials(self._keeper.identity, self._keeper.changed)
         port = _bind(server, config.listen, credentials)
         serving = asyncio.Event()
-        health = Health(config.metrics, ready=serving.is_set)
+        figures = Exposition(REGISTRY, self.readings.take)
+        health = Health(config.metrics, ready=serving.is_set, figures=figures)
         health.start()
         self._audit.append("coordinator.started", version=fedreid.__version__)
         try:
@@ -168,6 +209,8 @@ class Coordinator:
             write_bytes(self._folders.endpoint, f"{_reachable(host)}:{port}\n".encode())
             say(f"serving the federation {config.federation} on {host}:{port}")
             say(f"health and metrics on port {health.port}")
+            if few := connections_told(connections):
+                say(few)
             async with supervisor.watching():
                 await self._run(stop, server, health, supervisor.heard(say))
         finally:

@@ -11,9 +11,11 @@ chain from there on. What a chain can't show is that its end was cut off: whoeve
 notes the head (``audit verify`` prints it) somewhere else from time to time.
 """
 
+import contextlib
 import fcntl
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +95,17 @@ class AuditLog:
             StorageError: the disk is full, read-only or fails.
             AuditBroken: what stands at the end of the file is no line of this log.
         """
+        self.append_owed(deque([(event, fields)]))
+
+    def append_owed(self, owed: "deque[tuple[str, dict[str, Field]]]") -> None:
+        """Write events in their order, with one sync for all, and take off what is written.
+
+        Raises:
+            StorageError, AuditBroken: as for one; then all of them are still owed.
+        """
+        if not owed:
+            return
+        count = len(owed)  # more may be owed meanwhile
         with (
             self._one_at_a_time,
             storage_errors("write", self._folder),
@@ -100,9 +113,12 @@ class AuditLog:
             faults.step("audit.append"),
         ):
             path, last, cut_off = self._end()
+            events = [owed[at] for at in range(count)]
             if cut_off:
-                last = self._write(path, last, "audit.repaired", {"dropped_bytes": cut_off})
-            self._write(path, last, event, dict(fields))
+                events.insert(0, ("audit.repaired", {"dropped_bytes": cut_off}))
+            self._write(path, last, events)
+            for _ in range(count):
+                owed.popleft()
 
     def newest_first(self) -> Iterator[AuditLine]:
         """Every whole line, newest first; see :func:`newest_first`."""
@@ -122,28 +138,39 @@ class AuditLog:
         return path, last, size - whole
 
     def _write(
-        self, path: Path, last: AuditLine | None, event: str, fields: dict[str, Field]
-    ) -> AuditLine:
-        line = AuditLine(
-            number=1 if last is None else last.number + 1,
-            at_s=round(self._clock.now_s(), 3),
-            event=event,
-            fields={**fields, **self._witnessed()},
-            previous=GENESIS if last is None else last.hash,
-        )
-        body = msgspec.json.encode(line).removesuffix(b',"hash":""}')
-        digest = _hash(body)
+        self, path: Path, last: AuditLine | None, events: "list[tuple[str, dict[str, Field]]]"
+    ) -> None:
+        """Add lines to a file, all of them or, where the disk lets us, none."""
+        number, previous = (0, GENESIS) if last is None else (last.number, last.hash)
+        text = bytearray()
+        for event, fields in events:
+            number += 1
+            line = AuditLine(
+                number=number,
+                at_s=round(self._clock.now_s(), 3),
+                event=event,
+                fields={**fields, **self._witnessed()},
+                previous=previous,
+            )
+            body = msgspec.json.encode(line).removesuffix(b',"hash":""}')
+            previous = _hash(body)
+            text += body + _HASH_KEY + previous.encode() + b'"}\n'
         new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "ab") as stream:
-                stream.write(body + _HASH_KEY + digest.encode() + b'"}\n')
-                stream.flush()
-                os.fsync(stream.fileno())
+                size = os.fstat(stream.fileno()).st_size
+                try:
+                    stream.write(text)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(stream.fileno(), size)  # whole lines would be written twice
+                    raise
         finally:
             if new:
                 sync_folder(self._folder)
-        return msgspec.structs.replace(line, hash=digest)
 
     def _locked(self) -> IO[bytes]:
         stream = (self._folder / ".lock").open("ab")
@@ -237,9 +264,13 @@ def _tail(path: Path) -> tuple[AuditLine | None, int, int]:
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         back = min(size, _READ_BACK_BYTES)
-        stream.seek(size - back)
-        end = stream.read(back)
-    whole = end.rfind(b"\n") + 1
+        while True:
+            stream.seek(size - back)
+            end = stream.read(back)
+            whole = end.rfind(b"\n") + 1
+            if back == size or end.count(b"\n") > 1:  # the last whole line is in it from its start
+                break
+            back = min(size, 2 * back)  # a line that names a thousand silos is a long one
     lines = end[:whole].splitlines()
     last = _checked(path, -1, lines[-1]) if lines else None
     return last, size - back + whole, size

@@ -91,8 +91,7 @@ def fine(name: str, told: str) -> Finding:
 
 def wrong(name: str, error: FedreidError) -> Finding:
     """An error, as what a check found."""
-    told = f"{error.what}: {error.why}" if error.why else error.what
-    return Finding(name=name, state="wrong", told=told, next_step=error.next_step)
+    return Finding(name=name, state="wrong", told=error.brief, next_step=error.next_step)
 
 
 def print_findings(findings: Iterable[Finding], *, as_json: bool) -> ExitCode:

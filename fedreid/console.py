@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedreid import faults
 from fedreid.errors import ExitCode, FedreidError, encodable
@@ -58,14 +59,30 @@ def print_json(value: Any) -> None:
     sys.stdout.write(encodable(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
+def print_json_line(value: Any) -> None:
+    """Print one value of a stream for machines: a line each, at once."""
+    sys.stdout.write(encodable(json.dumps(value, ensure_ascii=False)) + "\n")
+    sys.stdout.flush()
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows for people."""
+    out.print(table_of(title, columns, rows))
+
+
+def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Rows for people, as they stand on a terminal."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")  # a cut path or digest is of no use
     for row in rows:
         table.add_row(*(escape(_printable(cell)) for cell in row))
-    out.print(table)
+    return table
+
+
+def text_of(line: str) -> Text:
+    """A line as it stands on a terminal, whatever it holds."""
+    return Text(_printable(line))
 
 
 def _printable(text: str) -> str:

@@ -67,9 +67,13 @@ class FedreidError(Exception):
         self.what, self.why, self.next_step = map(encodable, (what, why, next_step))
         super().__init__(self.what, self.why, self.next_step)
 
+    @property
+    def brief(self) -> str:
+        """What happened and why, without the next step."""
+        return f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
+
     def __str__(self) -> str:
-        head = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
-        sentences = [head, self.next_step]
+        sentences = [self.brief, self.next_step]
         return " ".join(s if s.endswith((".", "?")) else s + "." for s in sentences if s)
 
 
@@ -124,6 +128,13 @@ class TokenRefused(TrustError):
 
     code = "token_refused"
 
+    def __init__(
+        self, what: str, *, reused: bool = False, why: str = "", next_step: str = ""
+    ) -> None:
+        self.reused = reused
+        """Another key has used it before: it has leaked, or two agents share it."""
+        super().__init__(what, why=why, next_step=next_step)
+
 
 class IdentityMissing(TrustError):
     """No identity in the data folder yet."""
@@ -137,10 +148,31 @@ class IdentityBroken(TrustError):
     code = "identity_broken"
 
 
+class Denial(enum.Enum):
+    """Why a call is denied; the closed label set of the counter of denied calls."""
+
+    CERTIFICATE = "certificate"
+    FEDERATION = "federation"
+    EXPIRED = "expired"
+    AUTHORITY = "authority"
+    ROLE = "role"
+    NOT_REGISTERED = "not_registered"
+    STATE = "state"
+    KEY = "key"
+    LIMIT = "limit"
+    OTHER = "other"
+
+
 class AccessDenied(TrustError):
     """The caller is known but may not do this, or is not known at all."""
 
     code = "access_denied"
+
+    def __init__(
+        self, what: str, *, reason: Denial = Denial.OTHER, why: str = "", next_step: str = ""
+    ) -> None:
+        self.reason = reason
+        super().__init__(what, why=why, next_step=next_step)
 
 
 class SiloSuspended(AccessDenied):

@@ -13,7 +13,7 @@ from typing import IO
 import blake3
 
 from fedreid import faults
-from fedreid.errors import ConfigRefused, storage_errors
+from fedreid.errors import ConfigRefused, StorageError, storage_errors
 from fedreid.limits import MIB
 from fedreid.names import Digest
 
@@ -63,6 +63,19 @@ def write_with(path: Path, write: Callable[[IO[bytes]], None], *, mode: int = 0o
     """Durably write a file whose bytes ``write`` produces."""
     with replacing(path, mode=mode) as stream:
         write(stream)
+
+
+def overwrite(path: Path, record: bytes) -> None:
+    """Write a record of always the same size over the last one; means nothing after a crash.
+
+    Nothing waits for the disk, and the disk's errors are ``OSError``: what has to last is written
+    with :func:`write_bytes`.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, record, 0)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path, *, mode: int = 0o755) -> Path:
@@ -139,6 +152,44 @@ def digest_of(path: Path, *, start: int = 0) -> Digest:
         while count := stream.readinto(view):
             hasher.update(view[:count])
     return Digest(hasher.hexdigest())
+
+
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether a file has this digest; one that is gone, or can't be read any more, has none."""
+    return bool(digest) and is_whole(path, digest)
+
+
+def is_whole(path: Path, digest: str) -> bool:
+    """The same where the digest may be unknown (empty): then the file need only be readable."""
+    try:
+        return digest_of(path) == digest or not digest
+    except StorageError:
+        return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on a folder's disk.
+
+    Raises:
+        StorageError: there is no telling.
+    """
+    with storage_errors("look at", folder):
+        return shutil.disk_usage(folder).free
+
+
+def read_into(descriptor: int, path: Path, offset: int, view: memoryview) -> None:
+    """Fill ``view`` from the open file ``path`` at ``offset`` bytes.
+
+    Raises:
+        StorageError: it fails, or ends before.
+    """
+    done = 0
+    with storage_errors("read", path):
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise StorageError(f"The file {path} ends too early")
+            done += count
 
 
 def others_may_read(path: Path) -> bool:

@@ -6,9 +6,8 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
-
 from fedreid.errors import ConfigRefused
+from fedreid.exposition import Exposition
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -30,7 +29,7 @@ class Health:
         address: str,
         *,
         ready: Callable[[], bool],
-        registry: CollectorRegistry = REGISTRY,
+        figures: Exposition,
     ) -> None:
         """Bind ``HOST:PORT``; ``ready`` is asked whether the program does what it is there for.
 
@@ -39,7 +38,7 @@ class Health:
         """
         self._ready = ready
         self._problem = ""
-        self._metrics = make_wsgi_app(registry)
+        self._figures = figures
         host, _, port = address.rpartition(":")
         try:
             self._server = make_server(
@@ -72,8 +71,7 @@ class Health:
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            exposition: Iterable[bytes] = self._metrics(environ, start_response)
-            return exposition
+            return self._figures.answer(environ, start_response)
         plain = [("Content-Type", "text/plain; charset=utf-8")]
         ready = self._ready()
         whole = ready and not self._problem

@@ -9,9 +9,11 @@ job at hand; the next job starts a new child. Jobs read and write files; no tens
 import asyncio
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,7 +28,8 @@ from fedreid.errors import (
     StorageError,
     UsageError,
 )
-from fedreid.limits import JOB_LINE_BYTES
+from fedreid.limits import JOB_LINE_BYTES, PROGRESS_S
+from fedreid.memory import give_back
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -225,7 +228,14 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
     lines = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
+    told_s = -math.inf
+
     def tell(message: _Line) -> None:
+        nonlocal told_s
+        if isinstance(message, Progress):
+            if message.done < message.total and time.monotonic() - told_s < PROGRESS_S:
+                return
+            told_s = time.monotonic()
         lines.write(msgspec.json.encode(message) + b"\n")
 
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_union(tuple(handlers)))
@@ -239,6 +249,7 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
             )
         else:
             tell(_Finished(report=msgspec.Raw(msgspec.json.encode(report))))
+        give_back()
 
 
 def as_child() -> None:

@@ -38,6 +38,10 @@ TENSOR_DIMENSIONS = 8
 MODEL_BYTES = 8 * 1024 * MIB
 """Decoded size of a model: an overflowing product of shapes dies here."""
 
+ZSTD_WINDOW_BYTES = 8 * MIB
+"""Memory that a compressed payload may ask for: what every zstd decoder is meant to give, and 16
+times what ours asks for."""
+
 DISTANCE_RANGE = (0.0, 2.0)
 """What one minus a cosine can be."""
 
@@ -108,6 +112,20 @@ CLOCK_SKEW_S = 300.0
 LONG_POLL_S = 20.0
 """How long NextTask waits: below the idle limit of common NAT boxes (30 s and more)."""
 
+THREAD_SWITCH_S = 0.0005
+"""After which a thread of the coordinator's that computes lets the event loop go on: Python's own
+5 ms would be added to each step of every call while updates are checked."""
+
+WAKING_AT_ONCE = 8
+"""Long polls that go on at once when a round begins: a thousand silos wait for that, and between
+their answers other calls must have theirs within milliseconds."""
+
+WATCH_S = 1.0
+"""Pause between two looks of ``status --watch``, and between two notes of what an agent does."""
+
+STALE_S = 5.0
+"""After which an agent that notes nothing new is told to be silent: it notes every WATCH_S."""
+
 HEARTBEAT_S = 5.0
 """Pause between two heartbeats of a training agent."""
 
@@ -132,12 +150,33 @@ CALL_S = 30.0
 RECONNECT_MAX_S = 30.0
 """Longest pause between two attempts to reach the coordinator."""
 
+DIGEST_KNOWN_S = 60.0
+"""How long a file that nobody has touched counts as having the digest it had: its bytes are in
+memory still, while one that lies longer may be read from a failing disk the next time."""
+
 CONCURRENT_UPLOADS = 4
 """Chunks and updates worked on at once. A slot is held while the coordinator works, never while
 it waits for a silo, so that a silent one keeps nobody from theirs."""
 
+UPLOAD_WINDOW_BYTES = 2 * MIB
+"""Of each upload, what may be on its way unread: it bounds the coordinator's memory by silo, where
+windows that gRPC widens by itself took 100 MB more with four of them. It must cover what a line
+carries within one round trip, or it slows it: 2 MiB are 168 Mbit/s over 100 ms."""
+
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""
+
+CONCURRENT_TRANSFERS = 8
+"""Models, and updates, that move at once unless the plan says another number, beside those on slow
+lines: they fill the coordinator's processor, and other calls still have their turn in time."""
+
+TURN_STALL_S = 0.25
+"""A transfer whose next message takes longer loses its turn to the next in line, and goes on
+without: below 4 MiB/s it takes little of the coordinator, and would keep others for hours."""
+
+TURN_WAIT_S = 1800.0
+"""How long a transfer waits for its turn: a thousand ResNet-50 updates (94 GB) take a quarter of an
+hour at 1 Gbit/s. Who waits longer asks again."""
 
 HANDSHAKE_S = 10.0
 """From an accepted connection to its TLS and HTTP/2 greetings: some round trips, even by
@@ -147,8 +186,11 @@ CONNECTIONS = 2048
 """Connections open at once: hundreds of silos take one or two each, and idle ones end by
 themselves. Each costs a file descriptor and some 120 KB, so this bounds memory too."""
 
+FILES_PER_CONNECTION = 3
+"""File descriptors of a silo: its connection, and the two files of an upload on a slow line."""
+
 FILES_KEPT_FREE = 512
-"""File descriptors that connections never take: spool, journal, models and audit need theirs."""
+"""File descriptors that silos never take: journal, models, audit and the worker need theirs."""
 
 CONNECTION_IDLE_S = 60.0
 """A connection without a call for this long is closed; an agent calls every few seconds."""
@@ -167,6 +209,13 @@ the same disk, must be able to grow while updates come in."""
 DISK_WATCH_S = 5.0
 """How often the coordinator looks whether its disk still takes writes."""
 
+SILOS_LABELLED = 2000
+"""Silos with series of their own in the coordinator's metrics, about twenty each: as many as are
+connected at once. Those beyond are counted together, so that no registry floods a Prometheus."""
+
+TEXTFILE_S = 15.0
+"""How often an agent writes its metrics to a file: as often as Prometheus commonly scrapes."""
+
 VERSIONS_AHEAD = 1_000_000
 """How far ahead of the coordinator's newest model a silo's may be believed to be: a backup is not
 that old, and a silo must not use up the versions."""
@@ -176,6 +225,10 @@ FAILED_ROUNDS_IN_A_ROW = 5
 
 JOB_LINE_BYTES = 1 * MIB
 """One line of a worker's JSON protocol: reports are numbers, never tensors."""
+
+PROGRESS_S = 0.1
+"""Least pause between two lines of progress that a worker tells its parent: nobody reads faster,
+and an aggregation has thousands of blocks."""
 
 PLAN_BYTES = 64 * KIB
 """A plan file: a page of TOML."""

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fedreid.errors import PlanRefused
-from fedreid.limits import PLAN_BYTES
+from fedreid.limits import CONCURRENT_TRANSFERS, PLAN_BYTES
 from fedreid.recipes import with_recipe
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -22,7 +22,7 @@ Count = Annotated[int, Meta(ge=1)]
 Weighting = Literal["cosine", "samples", "uniform", "blend"]
 BatchNormPolicy = Literal["pooled", "local", "adaptive", "recalibrated", "reference"]
 Combine = Literal["mean", "median", "trimmed_mean"]
-Encoding = Literal["fp32", "bf16"]
+Encoding = Literal["fp32", "bf16", "int8_delta", "int8_delta_zstd"]
 MixedPrecision = Literal["off", "bf16", "fp16"]
 
 
@@ -114,6 +114,7 @@ class AggregationPlan(Section, frozen=True, kw_only=True):
     images_power: NonNegative = 1.0
     """``blend``: p_k ∝ images^images_power · distance^distance_power."""
     distance_power: NonNegative = 1.0
+    """See ``images_power``."""
     max_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Largest share of one silo where more than two take part."""
     combine: Combine = "mean"
@@ -198,6 +199,8 @@ class DistillationPlan(Section, frozen=True, kw_only=True):
     """Whether distillation may move the running statistics."""
     weighted_teachers: bool = False
     """Weigh the teachers by their aggregation share instead of equally."""
+    mixed_precision: Literal["off", "bf16"] = "off"
+    """Number format in which teachers and student run."""
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     """CPU threads of the coordinator's worker."""
 
@@ -219,9 +222,13 @@ class WirePlan(Section, frozen=True, kw_only=True):
     """How tensors travel (design §4)."""
 
     upload: Encoding = "fp32"
-    """Of updates; a silo that can't may send fp32."""
+    """Of updates; a silo that can't may send fp32. ``int8_delta`` sends the change in one byte a
+    value, and what rounding left unsaid in the next round."""
     download: Encoding = "fp32"
-    """Of published models."""
+    """Of published models. With ``int8_delta`` the model itself is rounded to what its payload
+    can say, so that a silo that holds the round's base has it to the last bit; others take fp32."""
+    transfers: Count = CONCURRENT_TRANSFERS
+    """Silos that fetch a model at once, and that send an update; the others wait their turn."""
 
 
 class ValidationPlan(Section, frozen=True, kw_only=True):
@@ -271,6 +278,19 @@ class Plan(Section, frozen=True, kw_only=True):
     wire: WirePlan = WirePlan()
     validation: ValidationPlan = ValidationPlan()
     evaluation: EvaluationPlan = EvaluationPlan()
+
+    def __post_init__(self) -> None:
+        if self.aggregation.clustering != "none" and is_difference(self.wire.download):
+            raise ValueError(
+                f"clustering gives silos models of their own, and wire.download = "
+                f"'{self.wire.download}' is the difference from a model that all hold: choose "
+                "fp32 or bf16"
+            )
+
+
+def is_difference(encoding: Encoding) -> bool:
+    """Whether a payload says how a model differs from another one, its base."""
+    return encoding in ("int8_delta", "int8_delta_zstd")
 
 
 def keeps_batch_norm(bn: BatchNormPolicy) -> bool:

@@ -5,6 +5,7 @@ message, an older one passes over; what it asks for and the other does not know 
 """
 
 import re
+from pathlib import Path
 
 from fedreid.errors import VersionsApart
 
@@ -31,6 +32,15 @@ def check_versions(*, agent: str, coordinator: str) -> None:
         next_step=f"Upgrade the {'silo agent' if old < new else 'coordinator'}; what it has "
         "stored stays.",
     )
+
+
+def revision() -> str:
+    """The source revision that this was built from; ``unknown`` where the builder wrote none.
+
+    Whoever builds an image or a package writes it into ``fedreid/REVISION``.
+    """
+    path = Path(__file__).with_name("REVISION")
+    return path.read_text("ascii").strip()[:40] if path.exists() else "unknown"
 
 
 def _minor(version: str) -> tuple[int, int] | None:

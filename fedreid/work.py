@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_THREADS = 4
+_THREADS = 12  # uploads and downloads take eight at most, so that what else is asked for finds one
 _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fedreid-work")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 import typer
 
 from fedreid import launch
-from fedreid.console import EXIT_CODES, out, print_json, progress_shown, run_program, say
+from fedreid.console import EXIT_CODES, out, progress_shown, run_program, say
 from fedreid.errors import DatasetError, UsageError
 from silo_agent.using import commands
 from silo_agent.using.commands import DEFAULT_DATA, Confirm, Data, Json, Layout, Split
@@ -46,6 +46,16 @@ Metrics = Annotated[
 ]
 
 
+Textfile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--metrics-textfile",
+        help="FILE.prom in node_exporter's textfile folder, where nobody scrapes this machine; "
+        "default: none.",
+    ),
+]
+
+
 @app.command()
 def join(
     coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
@@ -77,6 +87,7 @@ def join(
         typer.Option(help="With --identity: the coordinator's model-key.pub."),
     ] = None,
     metrics: Metrics = None,
+    metrics_textfile: Textfile = None,
     policy: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Policy of docs/egress.md, TOML; default: the one of the data folder."),
@@ -116,13 +127,16 @@ def join(
         withdrawn_confirmed=confirm_withdrawn,
         identity=kept if identity is None else str(identity.resolve()),
         metrics=metrics or "",
+        metrics_textfile="" if metrics_textfile is None else str(metrics_textfile.resolve()),
     )
     if before is not None:  # what is not said now stays as the operator has set it
         config = replace(
             config,
             policy=before.policy,
             processes=before.processes,
+            compiled=before.compiled,
             metrics=before.metrics if metrics is None else metrics,
+            metrics_textfile=config.metrics_textfile or before.metrics_textfile,
         )
     config = replace(
         config,
@@ -145,18 +159,21 @@ def join(
 
 
 @app.command("run")
-def run_agent(data: Data = DEFAULT_DATA, metrics: Metrics = None) -> None:
+def run_agent(
+    data: Data = DEFAULT_DATA, metrics: Metrics = None, metrics_textfile: Textfile = None
+) -> None:
     """Go on taking part with the identity and settings of the data folder."""
     launch.prepare()
     from silo_agent.config import Folders
     from silo_agent.service import run
 
-    run(Folders(data.resolve()), say, metrics_at=metrics)
+    run(Folders(data.resolve()), say, metrics_at=metrics, textfile=metrics_textfile)
 
 
 @app.command()
 def status(
     data: Data = DEFAULT_DATA,
+    watch: Annotated[bool, typer.Option("--watch", help="Until Ctrl-C, as it changes.")] = False,
     connect: Annotated[
         bool,
         typer.Option(
@@ -165,41 +182,27 @@ def status(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Who this silo is, and what its last round gave."""
+    """Who this silo is, what it does now, and what its last round gave."""
     if connect:
         launch.prepare()
-    import msgspec
+    from msgspec.structs import replace
 
-    from silo_agent.budget import PrivacyBudget
-    from silo_agent.config import Folders, load_config, load_membership
-    from silo_agent.outbox import Outbox
+    from fedreid.clock import SystemClock
+    from fedreid.watching import draws
+    from fedreid.watching import watch as watch_it
+    from silo_agent.config import Folders, load_config
+    from silo_agent.status import look_at_agent, print_status, status_of
 
-    folders = Folders(data.resolve())
-    membership, config = load_membership(folders), load_config(folders)
-    greeting = _greeting(folders, config) if connect else None
-    last = Outbox(folders).last()
-    privacy = PrivacyBudget(folders, config.policy.privacy).statement()
-    if as_json:
-        print_json(
-            {
-                "silo": membership.silo,
-                "federation": membership.federation,
-                "coordinator": config.coordinator,
-                "coordinator_version": None if greeting is None else greeting.coordinator_version,
-                "dataset": config.dataset,
-                "privacy": msgspec.to_builtins(privacy),
-                "last_round": msgspec.to_builtins(last),
-            }
-        )
+    folders, clock = Folders(data.resolve()), SystemClock()
+    if watch:
+        drawn = draws(as_json=as_json)
+        watch_it(lambda: look_at_agent(folders, clock, drawn=drawn), as_json=as_json)
         return
-    say(f"{membership.silo} of {membership.federation}, coordinator {config.coordinator}")
-    if greeting is not None:
-        say(f"the coordinator answers; it is fedreid {greeting.coordinator_version}")
-    if last is None:
-        say("has not trained a round yet")
-    else:
-        say(f"last trained round {last.round} of {last.run} on {last.report.num_images} images")
-    say(privacy.sentence())
+    status = status_of(folders, clock)
+    if connect:
+        greeting = _greeting(folders, load_config(folders))
+        status = replace(status, coordinator_version=greeting.coordinator_version)
+    print_status(status, as_json=as_json)
 
 
 @app.command()

@@ -9,6 +9,7 @@
     models/           fetched models, by digest
     rounds/           what each round left: the update (outbox) and what never leaves (private/)
     audit/            what happened and what left, hash-chained
+    doing.json        a note of what the running agent does, for people; no state
 """
 
 from dataclasses import dataclass
@@ -105,8 +106,12 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     metrics: str = ""
     """HOST:PORT of plain HTTP: /livez, /readyz, /metrics; empty: none. Bind it where only your
     Prometheus can reach it."""
+    metrics_textfile: str = ""
+    """File of the figures for node_exporter, where nobody scrapes this machine; empty: none."""
     processes: Annotated[int, Meta(ge=1, le=64)] = 1
     """Training processes, started by torchrun; one for each GPU of the machine."""
+    compiled: bool = False
+    """Train with torch.compile, which needs a C++ compiler and a minute or more each round."""
     policy: Policy = Policy()
 
 
@@ -154,6 +159,11 @@ class Folders:
     def privacy(self) -> Path:
         """What has been spent of the privacy budget."""
         return self.root / "privacy.json"
+
+    @property
+    def doing(self) -> Path:
+        """What the running agent does."""
+        return self.root / "doing.json"
 
     @property
     def models(self) -> Path:

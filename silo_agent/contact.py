@@ -36,8 +36,10 @@ class Contact:
         metrics.LAST_CONTACT.set(self._clock.now_s())
         self._note(connected=True)
 
-    def missed(self) -> None:
-        """A call that can wait was not answered, or the agent has hung up for a time."""
+    def missed(self, waiting: str = "") -> None:
+        """A call that can wait was not answered, or the agent has hung up and is ``waiting``."""
+        if waiting:
+            self._show(waiting, 0.0)
         self._note(connected=False)
 
     def made(self) -> None:

@@ -25,7 +25,7 @@ class TensorShown(msgspec.Struct, frozen=True, kw_only=True):
 
     shape: tuple[int, ...]
     bytes: int
-    """As it is sent."""
+    """As it is sent; where that is compressed, at most."""
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ def _packed(folders: Folders, last: FinishedRound) -> Contents:
             last,
             folder=Path(scratch),
             update=Outbox(folders).folder(last) / UPDATE_FILE,
-            base=layout_of(Path(held.path)),
+            base=Path(held.path),
             policy=config.policy,
             destination=config.coordinator,
         )

@@ -5,9 +5,10 @@ with its numbers, and the figures of measured models. What the other calls carry
 progress) is named in docs/egress.md.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,6 +19,7 @@ from fedreid.contract import EvaluationResult, TrainTask
 from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
 from fedreid.limits import CALL_S
 from fedreid.v1 import federation_pb2 as pb
+from fedreid.wire.chunks import ChunkMessage
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire
 from fedreid.wire.stream import send_chunks
 from fedreid.wire.tensors import layout_of
@@ -88,6 +90,8 @@ class Delivery:
             self._tell(f"round {parcel.round}: the coordinator refused the update: {refusal}")
             return False
         accepted = state == pb.UPLOAD_STATE_ACCEPTED
+        if accepted:
+            await off_loop(self._outbox.note_accepted, finished, parcel.residual_digest)
         await self._note_outcome(parcel, "accepted" if accepted else "too_late")
         outcome = "accepted" if accepted else "too late, it does not count"
         self._tell(f"round {parcel.round}: update of {parcel.manifest.byte_count} bytes {outcome}")
@@ -130,7 +134,7 @@ class Delivery:
             finished,
             folder=folder,
             update=folder / UPDATE_FILE,
-            base=layout_of(Path(base.path)),
+            base=Path(base.path),
             policy=self._policy,
             destination=self._address,
         )
@@ -150,18 +154,23 @@ class Delivery:
             opening = await stub.OpenUpload(request, timeout=CALL_S)
             if opening.state != pb.UPLOAD_STATE_SEND:
                 return opening.state
-            answer = await stub.SendUpload(self._messages(opening, parcel))
+            turn = asyncio.Event()
+            call = stub.SendUpload(self._messages(opening, parcel, turn))
+            await call.initial_metadata()  # they come when it is this silo's turn
+            turn.set()
+            answer = await call
         faults.point("upload.ack.received")
         return answer.state
 
     async def _messages(
-        self, opening: pb.OpenUploadResponse, parcel: Parcel
-    ) -> AsyncIterator[pb.SendUploadRequest]:
+        self, opening: pb.OpenUploadResponse, parcel: Parcel, turn: asyncio.Event
+    ) -> AsyncIterator[Any]:  # a ChunkMessage stands for a request with a chunk
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
+        await turn.wait()
         size = parcel.manifest.byte_count
         chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
         async for chunk in chunks:
-            yield pb.SendUploadRequest(chunk=chunk)
+            yield ChunkMessage(chunk)
             faults.point("upload.chunk.sent")
             EGRESS_BYTES.inc(len(chunk.data))
             self._doing("uploading", chunk.offset / size)

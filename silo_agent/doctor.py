@@ -5,7 +5,6 @@ is removed with ``repair``; what can't (identity, privacy budget, audit log) is 
 step.
 """
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,13 +12,12 @@ from fedreid.audit import AuditLog
 from fedreid.checkup import Check, Checkup, Finding, fine
 from fedreid.clock import Clock
 from fedreid.console import instant
-from fedreid.errors import storage_errors
-from fedreid.files import remove_file, remove_folder
+from fedreid.files import free_bytes, remove_file, remove_folder
 from fedreid.limits import AGENT_DISK_BYTES, MIB
 from fedreid.pki.identity import check_not_expired
 from silo_agent.budget import PrivacyBudget
 from silo_agent.config import Folders, identities, load_config, load_membership
-from silo_agent.held import NEWEST_NOTE, is_whole, read_note
+from silo_agent.held import NEWEST_NOTE, read_note
 from silo_agent.models import ModelCache
 from silo_agent.outbox import Outbox
 
@@ -76,7 +74,7 @@ class Doctor(Checkup):
             if note.name == NEWEST_NOTE:
                 continue
             held = read_note(note)
-            if held is not None and is_whole(held):
+            if held is not None and held.is_whole():
                 whole += 1
                 continue
             told = f"the model of {note.name} is damaged or gone: it is fetched again"
@@ -103,8 +101,7 @@ class Doctor(Checkup):
         yield self.left_over("leftovers", sorted(found), remove_file)
 
     def _disk(self) -> Iterator[Finding]:
-        with storage_errors("look at", self._folders.root):
-            free = shutil.disk_usage(self._folders.root).free
+        free = free_bytes(self._folders.root)
         told = f"{free // MIB:,} MiB are free, {AGENT_DISK_BYTES // MIB:,} are wanted"
         if free >= AGENT_DISK_BYTES:
             yield fine("disk", told)

@@ -6,21 +6,24 @@ the ceiling above that. What ``egress show`` prints, what the policy is held aga
 and what the audit log keeps are one :class:`Parcel`.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from fedreid.contract import EvaluateTask, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
-from fedreid.files import digest_of, replacing
-from fedreid.plan import BatchNormPolicy, Encoding, keeps_batch_norm
+from fedreid.files import digest_of, make_folder, replacing
+from fedreid.plan import BatchNormPolicy, Encoding, is_difference, keeps_batch_norm
+from fedreid.wire.differences import Difference
 from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorFile, batch_norm_names
 from silo_agent.config import Policy
-from silo_agent.outbox import FinishedRound
+from silo_agent.outbox import RESIDUAL_AFTER_FILE, RESIDUAL_BEFORE_FILE, FinishedRound
 
 _PAYLOAD_FILE = "payload"
 
@@ -51,7 +54,7 @@ class Outline:
 
     @property
     def byte_count(self) -> int:
-        """Bytes of the payload."""
+        """Bytes of the payload, at most."""
         return payload_bytes(self.layout, self.encoding)
 
 
@@ -68,6 +71,8 @@ class Parcel:
     path: Path
     start: int
     """Where the payload begins in the file, in bytes."""
+    residual_digest: str = ""
+    """Of what the payload leaves unsaid, which stays here; empty where it says all."""
 
     def departure(self) -> Departure:
         """What the audit log keeps of it."""
@@ -190,11 +195,14 @@ def pack(
     *,
     folder: Path,
     update: Path,
-    base: Layout,
+    base: Path,
     policy: Policy,
     destination: str,
 ) -> Parcel:
     """Name what leaves of a trained round, and write its payload where ``update`` itself is not it.
+
+    ``base`` is the model that training began from, as it lies here. Packed again, a round gives the
+    same bytes: with differences, the residual that lies beside ``update`` goes in every time.
 
     Raises:
         PolicyRefused: the policy keeps here what the plan wants, there are too few images, no
@@ -204,23 +212,23 @@ def pack(
     check_destination(destination, policy)
     check_images(finished.report.num_images, policy)
     check_noise(finished.report, policy)
-    leaving = outline(base, bn=finished.bn, encoding=finished.encoding, policy=policy)
-    with TensorFile(update) as file:
+    with TensorFile(update) as file, TensorFile(base) as before:
+        leaving = outline(before.layout, bn=finished.bn, encoding=finished.encoding, policy=policy)
         if file.layout.only(leaving.layout.names) != leaving.layout:
             raise StorageError(
                 "The trained backbone has other tensors than the model it started from",
                 next_step="Remove the round's folder; it is trained again.",
             )
         if leaving.encoding == "fp32" and leaving.layout == file.layout:
-            path, start = update, file.data_offset
+            path, start, residual_digest = update, file.data_offset, ""
         else:
             path, start = folder / _PAYLOAD_FILE, 0
             with replacing(path, mode=0o600) as stream:
-                encode(file, leaving.layout, leaving.encoding, stream)
+                residual_digest = _write(file, before, leaving, folder, stream)
     manifest = Manifest(
         layout=leaving.layout,
         encoding=leaving.encoding,
-        byte_count=leaving.byte_count,
+        byte_count=path.stat().st_size - start,
         payload_digest=digest_of(path, start=start),
     )
     return Parcel(
@@ -232,7 +240,29 @@ def pack(
         manifest=manifest,
         path=path,
         start=start,
+        residual_digest=residual_digest,
     )
+
+
+def _write(
+    file: TensorFile, base: TensorFile, leaving: Outline, folder: Path, stream: IO[bytes]
+) -> str:
+    """Write the payload and, of differences, the residual too; its digest."""
+    if not is_difference(leaving.encoding):
+        encode(file, leaving.layout, leaving.encoding, stream)
+        return ""
+    earlier = file.path.parent / RESIDUAL_BEFORE_FILE
+    after = folder / RESIDUAL_AFTER_FILE
+    make_folder(after.parent, mode=0o700)
+    with ExitStack() as stack:
+        residual = stack.enter_context(replacing(after, mode=0o600))
+        difference = Difference(
+            base=base,
+            before=stack.enter_context(TensorFile(earlier)) if earlier.exists() else None,
+            after=residual,
+        )
+        encode(file, leaving.layout, leaving.encoding, stream, difference)
+    return digest_of(after)
 
 
 def _named(name: str, policy: Policy) -> bool:

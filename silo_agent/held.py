@@ -8,8 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from fedreid.errors import StorageError
-from fedreid.files import digest_of
+from fedreid.files import is_whole
 from silo_agent.config import Folders
 
 NEWEST_NOTE = "newest.json"
@@ -29,13 +28,9 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     file_digest: str = ""
     """Of the file here; empty in notes from before it was kept."""
 
-
-def is_whole(held: Held) -> bool:
-    """Whether the model's file is as it was taken."""
-    try:
-        return held.file_digest in ("", digest_of(Path(held.path)))
-    except StorageError:  # gone, or the disk does not give it back
-        return False
+    def is_whole(self) -> bool:
+        """Whether the file is as it was taken."""
+        return is_whole(Path(self.path), self.file_digest)
 
 
 def read_note(note: Path) -> Held | None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedreid.errors import PolicyRefused
 from fedreid.limits import MIB, POLICY_RETRY_S
-from fedreid.wire.tensors import TensorFile, is_statistic
+from fedreid.wire.tensors import TensorFile, is_statistic, squared_norm
 from silo_agent.config import Policy
 from silo_agent.held import Held
 
@@ -59,8 +59,8 @@ def _change(file: TensorFile, earlier: TensorFile, now_s: float) -> float:
     for (name, values), (_, before) in zip(_blocks(file), _blocks(earlier), strict=True):
         _check_finite(name, values, now_s)
         if not is_statistic(name):
-            moved += _squared_norm(values.astype(np.float64) - before)
-            norm += _squared_norm(before.astype(np.float64))
+            norm += squared_norm(before)
+            moved += squared_norm(np.subtract(values, before, out=values))
     if norm == 0.0:
         return math.inf if moved else 0.0
     return math.sqrt(moved / norm)
@@ -73,12 +73,8 @@ def _blocks(file: TensorFile) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
             yield spec.name, file.values(offset + start, size)
 
 
-def _squared_norm(values: npt.NDArray[np.float64]) -> float:
-    return float(values @ values)
-
-
 def _check_finite(name: str, values: npt.NDArray[np.float32], now_s: float) -> None:
-    if not np.isfinite(values).all():
+    if not (math.isfinite(values.min()) and math.isfinite(values.max())):  # NaN makes both NaN
         raise _refused(
             f"The model's tensor {name!r} holds NaN or infinity",
             "training on it would spoil this silo's model as well",

@@ -6,7 +6,7 @@ broke off are kept and gone on with.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
@@ -20,18 +20,19 @@ from fedreid.errors import (
     UpdateRefused,
     storage_errors,
 )
-from fedreid.files import digest_of, remove_file, replacing, write_bytes
+from fedreid.files import digest_of, move_file, remove_file, replacing, write_bytes
 from fedreid.names import Digest
 from fedreid.pki.signing import verify
-from fedreid.plan import Encoding
+from fedreid.plan import Encoding, is_difference
 from fedreid.v1 import federation_pb2
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest, encoding_to_wire
 from fedreid.wire.messages import release_from_wire
 from fedreid.wire.stream import PartialFile
+from fedreid.wire.tensors import TensorFile, data_offset_of
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
-from silo_agent.held import NEWEST_NOTE, Held, is_whole, read_note
+from silo_agent.held import NEWEST_NOTE, Held, read_note
 from silo_agent.trust.channel import calling
 
 if TYPE_CHECKING:
@@ -58,15 +59,21 @@ class ModelCache:
     ) -> Held:
         """The model with this digest, fetched if it is not there yet.
 
+        In fp32 where it is not to be had in this encoding: because it was not published in it, or
+        because the model that differences are from is not here.
+
         Raises:
             SignatureRefused: unsigned, of another federation, older than one already taken, or
                 other bytes than the release names.
             ConnectionFailed: the download broke off; what came is kept.
         """
-        held = await off_loop(self._held, digest, encoding)
-        if held is None:
-            held = await self._fetch(stub, address, digest, encoding)
-        return held
+        choices: tuple[Encoding, ...] = (encoding, "fp32")
+        for choice in dict.fromkeys(choices):
+            held = await off_loop(self._held, digest, choice)
+            held = held or await self._fetch(stub, address, digest, choice)
+            if held is not None:
+                return held
+        raise ConnectionFailed("The coordinator sent no model")
 
     def remove_others(self, *kept: str) -> None:
         """Delete every model but these."""
@@ -77,13 +84,13 @@ class ModelCache:
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
         """The model if it lies here as it was taken; a damaged one is fetched again."""
         held = read_note(self._note_path(digest, encoding))
-        return held if held is not None and is_whole(held) else None
+        return held if held is not None and held.is_whole() else None
 
     async def _fetch(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
-    ) -> Held:
+    ) -> Held | None:
         part = self._folder / f"{digest}.{encoding}.part"
-        offset = await off_loop(_held_bytes, part)
+        offset = await off_loop(_held_bytes, part, encoding)
         request = federation_pb2.FetchModelRequest(
             model_digest=digest, encoding=encoding_to_wire(encoding), offset=offset
         )
@@ -93,7 +100,13 @@ class ModelCache:
             if first is None or not first.HasField("release"):
                 raise ConnectionFailed("The coordinator sent no model")
             release, manifest = self._verified(first.release, digest, encoding)
-            file = await off_loop(PartialFile, part, prefix=b"", size=manifest.byte_count)
+            base = await off_loop(self._base, release, encoding)
+            if manifest.encoding != encoding or (base is None and is_difference(encoding)):
+                parts.cancel()
+                return None
+            file = await off_loop(
+                PartialFile, part, prefix=manifest.prefix, size=manifest.byte_count
+            )
             try:
                 if file.offset != offset:
                     raise ConnectionFailed("The part of a model on disk was changed meanwhile")
@@ -107,7 +120,15 @@ class ModelCache:
                 raise ConnectionFailed("A model arrived damaged", why=str(error)) from error
             finally:
                 file.close()
-        return await off_loop(self._keep, part, release, manifest)
+        return await off_loop(self._keep, part, release, manifest, file.file_digest, base)
+
+    def _base(self, release: Release, encoding: Encoding) -> Path | None:
+        """The model that a payload of differences is from, if it lies here to the last bit."""
+        if not is_difference(encoding):
+            return None
+        held = self._held(release.base_digest, "fp32")
+        exact = held is not None and held.file_digest == release.base_digest
+        return Path(held.path) if held is not None and exact else None
 
     def _verified(
         self, signed: federation_pb2.SignedRelease, digest: Digest, encoding: Encoding
@@ -115,12 +136,12 @@ class ModelCache:
         verify(self._membership.model_key, signed.release, signed.signature)
         release = release_from_wire(federation_pb2.Release.FromString(signed.release))
         manifest = Manifest.from_wire(signed.manifest)
-        payload = release.payload(encoding)
+        payload = release.payload(manifest.encoding)
         if release.federation != self._membership.federation or release.model_digest != digest:
             raise SignatureRefused("The release that came is for another model or federation")
         if (
             payload is None
-            or manifest.encoding != encoding
+            or manifest.encoding not in (encoding, "fp32")
             or manifest.layout.digest() != release.layout_digest
             or (payload.payload_digest, payload.byte_count)
             != (manifest.payload_digest, manifest.byte_count)
@@ -137,12 +158,20 @@ class ModelCache:
             )
         return release, manifest
 
-    def _keep(self, part: Path, release: Release, manifest: Manifest) -> Held:
-        path = self._folder / f"{release.model_digest}.{manifest.encoding}.safetensors"
-        with storage_errors("read", part), part.open("rb") as payload, replacing(path) as stream:
-            decode(payload, manifest.layout, manifest.encoding, stream)
-        if manifest.encoding == "fp32" and digest_of(path) != release.model_digest:
-            remove_file(path)
+    def _keep(
+        self,
+        part: Path,
+        release: Release,
+        manifest: Manifest,
+        file_digest: Digest,
+        base: Path | None,
+    ) -> Held:
+        path = self._path(release.model_digest, manifest.encoding)
+        as_it_lies = manifest.encoding == "fp32"  # then the part is the model's file
+        if not as_it_lies:
+            file_digest = _unfolded(part, manifest, path, base)
+        if manifest.encoding != "bf16" and file_digest != release.model_digest:
+            remove_file(part if as_it_lies else path)
             raise SignatureRefused("The model's bytes are not the ones that were signed")
         held = Held(
             path=str(path),
@@ -150,7 +179,7 @@ class ModelCache:
             run=release.run,
             round=release.round,
             version=release.version,
-            file_digest=digest_of(path),
+            file_digest=file_digest,
         )
         self._audit.append(
             "model.taken",
@@ -165,7 +194,10 @@ class ModelCache:
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
-        remove_file(part)
+        if as_it_lies:
+            move_file(part, path)
+        else:
+            remove_file(part)
         return held
 
     def newest(self) -> Newest:
@@ -188,8 +220,39 @@ class ModelCache:
             ) from error
 
     def _note_path(self, digest: str, encoding: Encoding) -> Path:
-        return self._folder / f"{digest}.{encoding}.json"
+        return self._path(digest, encoding).with_suffix(".json")
+
+    def _path(self, digest: str, encoding: Encoding) -> Path:
+        """Where a model lies: what came as differences is exact, and the same as came in fp32."""
+        kept_as = "fp32" if is_difference(encoding) else encoding
+        return self._folder / f"{digest}.{kept_as}.safetensors"
 
 
-def _held_bytes(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+def _unfolded(part: Path, manifest: Manifest, path: Path, base: Path | None) -> Digest:
+    """Write a payload's values as a canonical file; its digest.
+
+    Raises:
+        ConnectionFailed: the payload is none of its encoding; it is removed.
+    """
+    try:
+        with storage_errors("read", part), part.open("rb") as payload, replacing(path) as out:
+            _decode(payload, manifest, out, base)
+    except UpdateRefused as error:
+        remove_file(part)
+        raise ConnectionFailed("A model can't be unfolded", why=str(error)) from error
+    return digest_of(path)
+
+
+def _decode(payload: IO[bytes], manifest: Manifest, stream: IO[bytes], base: Path | None) -> None:
+    if base is None:
+        decode(payload, manifest.layout, manifest.encoding, stream)
+        return
+    with TensorFile(base) as file:
+        decode(payload, manifest.layout, manifest.encoding, stream, file)
+
+
+def _held_bytes(part: Path, encoding: Encoding) -> int:
+    """Bytes of the payload that an earlier attempt has left."""
+    if not part.exists():
+        return 0
+    return max(0, part.stat().st_size - (data_offset_of(part) if encoding == "fp32" else 0))

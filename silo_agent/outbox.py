@@ -4,9 +4,12 @@
 
     rounds/RUN-000007/
     ├── update.safetensors   the whole local backbone after training; with noise, what leaves
-    ├── private/             classifier and standalone state; with noise, the backbone without it
+    ├── payload              the update as it is sent, in another encoding than fp32
+    ├── private/             classifier and standalone state; with noise, the backbone without it;
+    │                        residuals: what earlier payloads left unsaid, and what this one does
     ├── round.json           what round it was, and its numbers
     ├── digests.json         of the files beside it, by which damage is noticed
+    ├── accepted             the coordinator counts the update; holds its residual's digest
     ├── delivered            the coordinator has answered for the update and taken the figures
     └── published.json       what the model that came of it scored here, after the last round
 
@@ -23,7 +26,15 @@ import msgspec
 from fedreid import faults
 from fedreid.contract import EvaluationResult, PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import StorageError, storage_errors
-from fedreid.files import digest_of, flip_folder, make_folder, remove_folder, write_bytes
+from fedreid.files import (
+    digest_of,
+    flip_folder,
+    has_digest,
+    link_file,
+    make_folder,
+    remove_folder,
+    write_bytes,
+)
 from fedreid.limits import FIGURES_KEPT
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding
 from silo_agent.config import Folders
@@ -32,8 +43,13 @@ from silo_agent.learning.jobs import TrainReport
 UPDATE_FILE = "update.safetensors"
 OWN_FILE = "private/backbone.safetensors"
 """The backbone as it was trained, where the update has noise."""
+RESIDUAL_BEFORE_FILE = "private/residual-before.safetensors"
+"""What payloads of earlier rounds left unsaid, and this round's says too."""
+RESIDUAL_AFTER_FILE = "private/residual-after.safetensors"
+"""What this round's payload leaves unsaid."""
 _NOTE = "round.json"
 _DIGESTS = "digests.json"
+_ACCEPTED = "accepted"
 _DELIVERED = "delivered"
 _PUBLISHED = "published.json"
 
@@ -151,7 +167,7 @@ class Outbox:
             return []
         except (OSError, msgspec.MsgspecError):
             return [_DIGESTS]
-        return [name for name, digest in digests.items() if not _is(folder / name, digest)]
+        return [name for name, digest in digests.items() if not has_digest(folder / name, digest)]
 
     def all_folders(self) -> list[Path]:
         """Every round, also one whose note can't be read."""
@@ -171,6 +187,35 @@ class Outbox:
         found = sorted(self._all(), key=lambda f: (self.folder(f) / _NOTE).stat().st_mtime)
         return found[-1] if found else None
 
+    def carry_over(self, previous: FinishedRound | None, built: Path, *, private: bool) -> None:
+        """Let the round that is being built say what the run's payloads before it left unsaid.
+
+        That is the residual of the last update that the coordinator counts; one that it did not
+        count leaves unsaid what it would have said. With ``private`` a residual of values without
+        noise is dropped: it would leave beside the noise, and tell of them.
+        """
+        if previous is None or (private and previous.report.privacy is None):
+            return
+        residual = self._residual_of(previous)
+        if residual is not None:
+            make_folder((built / RESIDUAL_BEFORE_FILE).parent, mode=0o700)
+            link_file(residual, built / RESIDUAL_BEFORE_FILE)
+
+    def _residual_of(self, finished: FinishedRound) -> Path | None:
+        """What a round has left unsaid, if that lies on the disk as it was written."""
+        folder = self.folder(finished)
+        accepted, before = folder / _ACCEPTED, folder / RESIDUAL_BEFORE_FILE
+        if not accepted.exists():
+            return before if before.exists() and not self.damaged(folder) else None
+        after = folder / RESIDUAL_AFTER_FILE
+        with storage_errors("read", accepted):
+            digest = accepted.read_text("utf-8")
+        return after if digest and has_digest(after, digest) else None
+
+    def note_accepted(self, finished: FinishedRound, residual_digest: str) -> None:
+        """The coordinator counts the round's update, which has left this residual, if any."""
+        write_bytes(self.folder(finished) / _ACCEPTED, residual_digest.encode())
+
     def note_delivered(self, finished: FinishedRound) -> None:
         """Nothing of the round is owed to the coordinator any more."""
         write_bytes(self.folder(finished) / _DELIVERED, b"")
@@ -179,6 +224,10 @@ class Outbox:
         """The round that was trained last, if the coordinator's answer to it did not come."""
         last = self.last()
         return None if last is None or (self.folder(last) / _DELIVERED).exists() else last
+
+    def depth(self) -> int:
+        """How many rounds the coordinator has not answered for."""
+        return sum(not (folder / _DELIVERED).exists() for folder in self.all_folders())
 
     def note_published(self, finished: FinishedRound, result: EvaluationResult) -> None:
         """Keep what the model that the round led to has scored here."""
@@ -224,10 +273,3 @@ def _name(run: str, number: int) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {str(file.relative_to(folder)): digest_of(file) for file in files}
-
-
-def _is(file: Path, digest: str) -> bool:
-    try:
-        return digest_of(file) == digest
-    except StorageError:  # gone, or the disk does not give it back
-        return False

@@ -4,13 +4,10 @@ The agent only dials out. It keeps nothing in memory that a restart would miss: 
 lies in the outbox, a fetched model in the cache, and the coordinator is asked where both stand.
 """
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import grpc.aio
 
 from fedreid.audit import AuditLog
 from fedreid.clock import Clock
@@ -25,10 +22,12 @@ from fedreid.contract import (
 from fedreid.datasets.layouts import load
 from fedreid.errors import ConnectionFailed, PolicyRefused
 from fedreid.jobs import Progress, Worker
-from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S, REFUSAL_CHARACTERS
+from fedreid.limits import CALL_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
+from fedreid.plan import is_difference
 from fedreid.v1 import federation_pb2 as pb
+from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
 from fedreid.wire.messages import task_from_wire
 from fedreid.work import off_loop
 from silo_agent import metrics
@@ -43,14 +42,11 @@ from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob
 from silo_agent.models import ModelCache
 from silo_agent.outbox import FinishedRound, Outbox
 from silo_agent.privacy import make_private
+from silo_agent.signs import RoundLost, Signs
 from silo_agent.trust.channel import Line, calling
 
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
-
-
-class RoundLost(Exception):
-    """The round that was being trained for is over."""
 
 
 class Participant:
@@ -73,11 +69,10 @@ class Participant:
         self._config = config
         self._membership = membership
         self._worker = worker
-        self._say = say
-        self._show = show
         self._audit = audit
         self._clock = clock
         self._contact = contact
+        self._signs = Signs(contact, say, show)
         self._models = ModelCache(folders, membership, audit)
         self._outbox = Outbox(folders)
         self._budget = PrivacyBudget(folders, config.policy.privacy)
@@ -95,13 +90,11 @@ class Participant:
             outbox=self._outbox,
             audit=audit,
             clock=clock,
-            tell=self._tell,
-            doing=self._doing,
+            tell=self._signs.tell,
+            doing=self._signs.doing,
         )
         self.jobs_done = 0
         """Jobs that the training process has done since the start."""
-        self._doing("waiting", 0.0)
-        self._told = ""
 
     async def take_part(self, line: Line, renew: Callable[[Identity], Awaitable[None]]) -> None:
         """Do task after task, until something fails.
@@ -114,18 +107,19 @@ class Participant:
         """
         greeting = await line.greet()
         self._contact.made()
-        self._tell(f"connected to the federation {greeting.federation} at {line.address}")
+        self._signs.tell(f"connected to the federation {greeting.federation} at {line.address}")
         await self._deliver_left_over(line.stub)
         while True:
             await self._next(line, renew)
 
     async def _next(self, line: Line, renew: Callable[[Identity], Awaitable[None]]) -> None:
-        self._doing("waiting", 0.0)
+        self._signs.doing("waiting", 0.0)
         stub, identity = line.stub, line.identity
         newest = await off_loop(self._models.newest)
         request = pb.NextTaskRequest(
             wait_s=LONG_POLL_S,
             authorities_digest=authorities_digest(identity.authorities_pem),
+            encodings=[encoding_to_wire(encoding) for encoding in ENCODINGS],
             newest_version=newest.version,
             newest_digest=newest.digest,
         )
@@ -134,9 +128,9 @@ class Participant:
         self._contact.heard()
         task = task_from_wire(answer)
         if isinstance(task, WaitTask):
-            self._tell(task.reason)
+            self._signs.tell(task.reason)
         elif isinstance(task, RenewTask):
-            self._tell(f"renewing the identity: {task.reason}")
+            self._signs.tell(f"renewing the identity: {task.reason}")
             await renew(identity)
         else:
             await self._do(stub, task)
@@ -153,14 +147,13 @@ class Participant:
             raise
 
     async def _note_refused(self, task: TrainTask | EvaluateTask, refused: PolicyRefused) -> None:
-        what = f"{refused.what}: {refused.why}" if refused.why else refused.what
         await off_loop(
             self._audit.append,
             "policy.refused",
             run=task.run,
             round=task.round,
             key=refused.key,
-            what=what[:REFUSAL_CHARACTERS],
+            what=refused.brief[:REFUSAL_CHARACTERS],
             again=refused.again_at_s is not None,
         )
 
@@ -173,7 +166,9 @@ class Participant:
             with calling(self._config.coordinator):
                 await stub.Decline(request, timeout=CALL_S)
         except ConnectionFailed as error:
-            self._tell(f"round {task.round}: it waits for this silo until its deadline: {error}")
+            self._signs.tell(
+                f"round {task.round}: it waits for this silo until its deadline: {error}"
+            )
 
     async def _train(self, stub: "FederationAsyncStub", task: TrainTask) -> None:
         check_task(task, self._config.policy)
@@ -188,11 +183,11 @@ class Participant:
             try:
                 finished = await self._train_round(stub, task, base)
             except RoundLost:
-                self._tell(f"round {task.round} has closed without this silo")
+                self._signs.tell(f"round {task.round} has closed without this silo")
                 return
         await self._deliver(stub, finished, base)
-        self._outbox.remove_before(finished)
-        self._models.remove_others(task.base_digest)
+        await off_loop(self._outbox.remove_before, finished)
+        await off_loop(self._models.remove_others, task.base_digest)
 
     async def _find_whole(self, task: TrainTask) -> FinishedRound | None:
         """The round, if it was trained already and lies on the disk as it was put there."""
@@ -204,7 +199,7 @@ class Participant:
         folder = self._outbox.folder(finished)
         damaged = await off_loop(self._outbox.damaged, folder)
         if damaged:
-            self._tell(
+            self._signs.tell(
                 f"round {finished.round}: {folder} is damaged ({', '.join(damaged)}): it is not "
                 "sent, and the round is trained again if it still runs. Check the disk"
             )
@@ -244,11 +239,13 @@ class Participant:
         previous = self._outbox.newest(task.run, before=task.round)
         before = None
         if previous is not None:
-            self._models.remove_others(task.base_digest, previous.base_digest)
+            await off_loop(self._models.remove_others, task.base_digest, previous.base_digest)
             before = find_held(self._folders, previous.base_digest)
         change = await off_loop(check_model, base, before, policy, self._clock.now_s())
         if change is not None:
-            self._tell(f"round {task.round}: the model has changed by {change:.3g} of its norm")
+            self._signs.tell(
+                f"round {task.round}: the model has changed by {change:.3g} of its norm"
+            )
 
     def _count_images(self) -> int:
         silo = self._silo
@@ -261,8 +258,8 @@ class Participant:
         return len(found.train)
 
     async def _fetch(self, stub: "FederationAsyncStub", task: TrainTask) -> Held:
-        self._doing("fetching", 0.0)
-        self._tell(f"round {task.round}: fetching the model {task.base_digest[:12]}…")
+        self._signs.doing("fetching", 0.0)
+        self._signs.tell(f"round {task.round}: fetching the model {task.base_digest[:12]}…")
         return await self._models.ensure(
             stub, self._config.coordinator, task.base_digest, task.download_encoding
         )
@@ -270,25 +267,33 @@ class Participant:
     async def _train_round(
         self, stub: "FederationAsyncStub", task: TrainTask, base: Held
     ) -> FinishedRound:
-        self._tell(f"round {task.round}: training")
+        self._signs.tell(f"round {task.round}: training")
         out = await off_loop(self._outbox.begin, task.run, task.round)
-        async with self._heartbeats(stub, task.run, task.round):
-            report = await self._worker.run(
-                self._train_job(task, base, out), TrainReport, self._note_progress
-            )
+        pace = metrics.TrainingPace(task.training.batch_size, self._clock)
+
+        def tell(progress: Progress) -> None:
+            self._signs.note_progress(progress)
+            pace.note(progress)
+
+        async with self._signs.heartbeats(stub, task.run, task.round):
+            report = await self._worker.run(self._train_job(task, base, out), TrainReport, tell)
         self.jobs_done += 1
         for note in report.notes:
-            self._tell(f"round {task.round}: this silo {note}")
+            self._signs.tell(f"round {task.round}: this silo {note}")
+        previous = self._outbox.newest(task.run, before=task.round)
         finished = FinishedRound.of(
             task,
             report,
             base_round=base.round,
-            previous=self._outbox.newest(task.run, before=task.round),
+            previous=previous,
             privacy=await self._make_private(task, base, out),
         )
+        if is_difference(task.upload_encoding):
+            private = self._config.policy.privacy.on
+            await off_loop(self._outbox.carry_over, previous, out, private=private)
         await off_loop(self._outbox.put, out, finished)
         metrics.ROUNDS_TRAINED.inc()
-        self._tell(
+        self._signs.tell(
             f"round {task.round}: trained on {report.num_images} images in "
             f"{report.num_steps} steps, loss {report.train_loss:.3f}, "
             f"cosine distance {report.cosine_distance:.4f}"
@@ -301,7 +306,7 @@ class Participant:
             make_private, out, Path(base.path), bn=task.bn, policy=policy, budget=self._budget
         )
         if report is not None:
-            self._tell(
+            self._signs.tell(
                 f"round {task.round}: noise added, epsilon is {report.epsilon:.4g} of "
                 f"{policy.privacy.epsilon_budget:g} at a delta of {report.delta:g}"
             )
@@ -315,6 +320,7 @@ class Participant:
             previous=self._previous(task.run, before=task.round),
             out=str(out),
             checkpoints=str(self._outbox.checkpoints(task.run, task.round)),
+            compiled=self._config.compiled,
         )
 
     def _previous(self, run: str, *, before: int | None = None) -> str:
@@ -324,14 +330,14 @@ class Participant:
 
     async def _evaluate(self, stub: "FederationAsyncStub", task: EvaluateTask) -> None:
         check_task(task, self._config.policy)
-        self._tell(f"measuring the model of round {task.round}")
+        self._signs.tell(f"measuring the model of round {task.round}")
         model = await self._models.ensure(
             stub, self._config.coordinator, task.model_digest, task.download_encoding
         )
         previous = self._outbox.newest(task.run)
         job = EvaluateJob.of(task, self._silo, model=model.path, previous=self._previous(task.run))
-        async with self._heartbeats(stub, "", 0):
-            report = await self._worker.run(job, EvaluateReport, self._note_progress)
+        async with self._signs.heartbeats(stub, "", 0):
+            report = await self._worker.run(job, EvaluateReport, self._signs.note_progress)
         self.jobs_done += 1
         if previous is not None and report.evaluations:
             await off_loop(self._outbox.note_published, previous, report.evaluations[0])
@@ -353,57 +359,3 @@ class Participant:
             wanted = tuple(result for result in results if result.model in kinds)
             if wanted:
                 await self._delivery.figures(stub, run, number, wanted)
-
-    @contextlib.asynccontextmanager
-    async def _heartbeats(
-        self, stub: "FederationAsyncStub", run: str, number: int
-    ) -> AsyncIterator[None]:
-        """Send signs of life while the block works; end the block if its round is lost."""
-        work = asyncio.current_task()
-        assert work is not None
-        lost = False
-
-        async def beat() -> None:
-            nonlocal lost
-            while True:
-                await asyncio.sleep(HEARTBEAT_S)
-                phase, progress = self._progress
-                request = pb.HeartbeatRequest(run=run, round=number, phase=phase, progress=progress)
-                try:
-                    answer = await stub.Heartbeat(request, timeout=CALL_S)
-                except grpc.aio.AioRpcError as error:
-                    self._contact.missed()
-                    self._tell(f"training goes on; the coordinator is away ({error.code().name})")
-                    continue
-                self._contact.heard()
-                if run and not answer.wanted:
-                    lost = True
-                    work.cancel()
-                    return
-
-        beats = asyncio.create_task(beat())
-        try:
-            yield
-        except asyncio.CancelledError:
-            if lost:
-                work.uncancel()
-                raise RoundLost from None
-            raise
-        finally:
-            beats.cancel()
-
-    def _note_progress(self, progress: Progress) -> None:
-        phase: metrics.Phase = "evaluating" if progress.phase == "evaluating" else "training"
-        self._doing(phase, progress.done / max(progress.total, 1))
-
-    def _doing(self, phase: metrics.Phase, share: float) -> None:
-        """Note what the next heartbeat says, and show it."""
-        self._progress = (phase, share)
-        metrics.note_phase(phase)
-        self._show(phase, share)
-
-    def _tell(self, line: str) -> None:
-        """Say something new; the same thing twice is said once."""
-        if line != self._told:
-            self._say(line)
-            self._told = line

@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from fedreid import __version__
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
-from fedreid.console import progress_shown
+from fedreid.console import instant, progress_shown
 from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
@@ -20,6 +22,7 @@ from fedreid.errors import (
     StorageError,
     storage_errors,
 )
+from fedreid.exposition import Exposition
 from fedreid.files import held_alone
 from fedreid.health import Health
 from fedreid.jobs import Worker
@@ -36,8 +39,11 @@ from silo_agent.config import (
     load_membership,
 )
 from silo_agent.contact import Contact
+from silo_agent.doing import Notes
 from silo_agent.egress import check_destination
+from silo_agent.outbox import Outbox
 from silo_agent.rounds import Participant
+from silo_agent.textfile import check_textfile, keep_textfile
 from silo_agent.trust.channel import Line, pauses_s
 from silo_agent.trust.renewal import Renewal, check_is_ours
 
@@ -52,27 +58,35 @@ def run(
     say: Callable[[str], None],
     *,
     metrics_at: str | None = None,
+    textfile: Path | None = None,
     trainer: str = TRAINER,
 ) -> None:
     """Take part until SIGTERM or SIGINT; ``trainer`` is the module of the training process.
 
-    ``metrics_at`` is where health and metrics are served, if not where the settings say.
+    ``metrics_at`` is where health and metrics are served, and ``textfile`` where metrics are
+    written to, if not where the settings say.
 
     Raises:
         FedreidError: something that a person has to mend; local state stays as it is.
     """
     supervisor = Supervisor()
     with held_alone(folders.root, by="agent"), progress_shown() as show:
+        config = load_config(folders)
+        config = replace(
+            config,
+            metrics=config.metrics if metrics_at is None else metrics_at,
+            metrics_textfile=config.metrics_textfile if textfile is None else str(textfile),
+        )
         asyncio.run(
-            _run_until_signal(folders, trainer, metrics_at, supervisor.heard(say), show, supervisor)
+            _run_until_signal(folders, config, trainer, supervisor.heard(say), show, supervisor)
         )
     say("stopped; everything is kept, start again to go on")
 
 
 async def _run_until_signal(
     folders: Folders,
+    config: AgentConfig,
     trainer: str,
-    metrics_at: str | None,
     say: Callable[[str], None],
     show: Callable[[str, float], None],
     supervisor: Supervisor,
@@ -81,13 +95,19 @@ async def _run_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    config, clock = load_config(folders), SystemClock()
+    clock = SystemClock()
     check_destination(config.coordinator, config.policy)
     membership = load_membership(folders)
+    notes = Notes(folders, clock)
+
+    def shown(doing: str, share: float) -> None:
+        notes.note(doing, share)
+        show(doing, share)
+
     audit = AuditLog(folders.audit, clock)
     note_started(audit, config, membership)
     worker = training_worker(trainer, config.processes)
-    contact = Contact(clock, say, show)
+    contact = Contact(clock, say, shown)
     participant = Participant(
         folders=folders,
         config=config,
@@ -97,31 +117,55 @@ async def _run_until_signal(
         clock=clock,
         contact=contact,
         say=say,
-        show=show,
+        show=shown,
     )
-    at = config.metrics if metrics_at is None else metrics_at
-    with _health_served(at, contact, say):
+    outbox = Outbox(folders)
+    figures = Exposition(metrics.REGISTRY, lambda: metrics.OUTBOX_DEPTH.set(outbox.depth()))
+    async with (
+        _health_served(config.metrics, figures, contact, say),
+        _textfile_kept(config.metrics_textfile, figures, say),
+    ):
         taking_part = asyncio.create_task(_take_part_for_ever(folders, participant, contact, say))
         stopped = asyncio.create_task(stop.wait())
+        noting = asyncio.create_task(notes.keep())
         try:
             async with supervisor.watching():
                 await asyncio.wait({taking_part, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if taking_part.done():
                 await taking_part
         finally:
-            for task in (taking_part, stopped):
+            for task in (taking_part, stopped, noting):
                 task.cancel()
-            await asyncio.gather(taking_part, stopped, return_exceptions=True)
+            await asyncio.gather(taking_part, stopped, noting, return_exceptions=True)
             await worker.close()
 
 
-@contextlib.contextmanager
-def _health_served(address: str, contact: Contact, say: Callable[[str], None]) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _textfile_kept(
+    path: str, figures: Exposition, say: Callable[[str], None]
+) -> AsyncIterator[None]:
+    """Write the figures to a file meanwhile, if there is a name for it."""
+    if not path:
+        yield
+        return
+    check_textfile(Path(path))
+    writing = asyncio.create_task(keep_textfile(Path(path), figures, say))
+    try:
+        yield
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _health_served(
+    address: str, figures: Exposition, contact: Contact, say: Callable[[str], None]
+) -> AsyncIterator[None]:
     """Answer probes and Prometheus meanwhile, if there is an address for it."""
     if not address:
         yield
         return
-    health = Health(address, ready=lambda: contact.connected, registry=metrics.REGISTRY)
+    health = Health(address, ready=lambda: contact.connected, figures=figures)
     health.start()
     say(f"health and metrics on port {health.port}")
     try:
@@ -168,7 +212,7 @@ async def _take_part_for_ever(
             if str(error) != told:
                 say(f"{error} Trying again.")
             told = str(error)
-            contact.missed()
+            contact.missed("waiting for the disk")
             metrics.note_waiting("disk")
         except AccessDenied as error:
             if store.load() == identity:
@@ -180,7 +224,7 @@ async def _take_part_for_ever(
             say(str(refused))
             # Silent until then: a silo that is not heard of is not invited, and nobody waits for
             # an update that its policy keeps here.
-            contact.missed()
+            contact.missed(f"waiting until {instant(refused.again_at_s)}, as its policy says")
             metrics.note_waiting("policy")
             await asyncio.sleep(max(0.0, refused.again_at_s - SystemClock().now_s()))
         except JobFailed as error:
@@ -189,7 +233,7 @@ async def _take_part_for_ever(
             if failed_jobs >= JOB_ATTEMPTS:
                 raise
             say(str(error))
-            contact.missed()
+            contact.missed("waiting to try again")
             metrics.note_waiting("retry")
         if asyncio.get_running_loop().time() - began_s > _LONG_ENOUGH_S:
             pauses, failed_jobs, told = pauses_s(), 0, ""

@@ -28,15 +28,21 @@ from typing import IO
 import numpy as np
 
 from coordinator.learning.jobs import AggregateJob, AggregateReport, Contribution
-from coordinator.learning.movement import DoubleArray, measure
+from coordinator.learning.movement import measure
 from coordinator.learning.shares import falls_back, shares
-from coordinator.learning.side_by_side import Opened, RoundFiles, opened_round
+from coordinator.learning.side_by_side import (
+    DoubleArray,
+    Opened,
+    RoundFiles,
+    in_order,
+    opened_round,
+)
 from coordinator.learning.suspicion import Judgement, judge
 from fedreid import faults
 from fedreid.files import replacing
 from fedreid.jobs import Progress, ProgressSink
 from fedreid.plan import AggregationPlan
-from fedreid.wire.tensors import FloatArray, TensorSpec, is_statistic
+from fedreid.wire.tensors import FloatArray, is_statistic
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
 _ROUNDING = 1e-9  # 0.3 of 10 silos are 3, whatever the product of floats says
@@ -137,32 +143,33 @@ def _path_length(contribution: Contribution, job: AggregateJob) -> float:
 
 def _write(stream: IO[bytes], opened: _Round, progress: ProgressSink) -> float:
     """Write header and tensors; returns ‖aggregate − base‖² over learned tensors."""
-    base = opened.files.base
-    specs = opened.files.specs
+    base, files = opened.files.base, opened.files
     stream.write(base.file.layout.header())
+    senders = {spec.name: _senders(spec.name, opened) for spec in files.specs}
+    places = [(spec.name, at, size) for spec in files.specs for at, size in files.blocks(spec)]
+    walk = in_order(lambda place: _block(senders[place[0]], opened, *place), places)
     squared = 0.0
-    for done, spec in enumerate(specs, start=1):
-        for at, values_B in _blocks(spec, opened):
-            stream.write(values_B.data.cast("B"))
-            if not is_statistic(spec.name):
-                squared += _squared_distance(values_B, base.read(spec.name, at, values_B.size))
-        progress(Progress(phase="aggregating", done=done, total=len(specs)))
+    for done, (values_B, moved) in enumerate(walk, start=1):
+        stream.write(values_B.data.cast("B"))
+        squared += moved
+        progress(Progress(phase="aggregating", done=done, total=len(places)))
     return squared
 
 
-def _blocks(spec: TensorSpec, opened: _Round) -> Iterator[tuple[int, FloatArray]]:
-    """The aggregate of one tensor, block by block, each with its first index."""
-    senders = _senders(spec.name, opened)
-    for at, size in opened.files.blocks(spec):
-        if not senders:  # policy ``local``, and no silo may send this one: the base's stays
-            yield at, opened.files.base.read(spec.name, at, size)
-        elif spec.name.endswith(_VARIANCE):
-            yield at, _variance(spec.name, senders, opened, at, size).astype(np.float32)
-        else:
-            values_B = _combined(_values(spec.name, senders, opened, at, size), senders, opened)
-            if not is_statistic(spec.name):
-                values_B = _stepped(spec.name, values_B, opened, at)
-            yield at, values_B.astype(np.float32)
+def _block(
+    senders: Sequence[_Update], opened: _Round, name: str, at: int, size: int
+) -> tuple[FloatArray, float]:
+    """One block of the aggregate, and its ‖aggregate − base‖² where it is learned."""
+    base_B = opened.files.base.read(name, at, size)
+    if not senders:  # policy ``local``, and no silo may send this one: the base's stays
+        return base_B, 0.0
+    if name.endswith(_VARIANCE):
+        return _variance(name, senders, opened, at, size).astype(np.float32), 0.0
+    combined_B = _combined(_values(name, senders, opened, at, size), senders, opened)
+    if is_statistic(name):
+        return combined_B.astype(np.float32), 0.0
+    values_B = _stepped(name, combined_B, opened, at).astype(np.float32)
+    return values_B, _squared_distance(values_B, base_B)
 
 
 def _senders(name: str, opened: _Round) -> list[_Update]:
@@ -172,7 +179,7 @@ def _senders(name: str, opened: _Round) -> list[_Update]:
     """
     layer = name.removesuffix(_MEAN).removesuffix(_VARIANCE)
     needed = (layer + _MEAN, layer + _VARIANCE) if is_statistic(name) else (name,)
-    sent = [u for u in opened.updates_K if all(part in u.opened.offsets for part in needed)]
+    sent = [u for u in opened.updates_K if all(u.opened.has(part) for part in needed)]
     if len(sent) < len(opened.updates_K):  # else as they are: dividing by nearly 1 would only round
         total = sum(update.share for update in sent)
         sent = [replace(u, share=u.share / total if total > 0.0 else 1 / len(sent)) for u in sent]
@@ -213,9 +220,13 @@ def _combined(
 
 def _mean(values_KB: Iterator[FloatArray | DoubleArray], senders: Sequence[_Update]) -> DoubleArray:
     """Σ_k p_k · w_k, one silo at a time."""
-    sum_B = np.zeros(())
+    sum_B: DoubleArray | None = None
+    part_B = np.zeros(0)
     for update, values_B in zip(senders, values_KB, strict=True):
-        sum_B = sum_B + np.multiply(values_B, update.share, dtype=np.float64)
+        if sum_B is None:
+            sum_B, part_B = np.zeros(len(values_B)), np.empty(len(values_B))
+        sum_B += np.multiply(values_B, update.share, out=part_B, dtype=np.float64)
+    assert sum_B is not None, "somebody sends it"
     return sum_B
 
 

@@ -8,14 +8,17 @@ round's silo backbones, the student is the aggregate, the images are public and 
     normalised:  mean over N of 1 − cos(student(x), target(x))
                  + similarity · mean over N×N of (S_student − S_target)²,  S = cosines in a batch
 
-Teachers are loaded one at a time and their features are computed once per round. Everything is
+Teachers are loaded one at a time and their features are computed once per round, so the memory
+is that of two models, student and teacher, however many silos there are. Everything is
 in evaluation mode, so dropout is off and BatchNorm statistics stand still unless the plan lets
 them move. Under ``bn = local`` a teacher that kept its BatchNorm speaks with the aggregate's.
+Networks run in the plan's ``mixed_precision``; sums, losses and the optimiser stay as they are.
 
 Letters: N images, K silos, D feature width, C channels, H height, W width.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +29,14 @@ from torch import Tensor, nn
 from coordinator.learning.jobs import Contribution, DistilJob, DistilReport
 from coordinator.learning.public_images import public_images
 from fedreid import faults
+from fedreid.ahead import made_ahead
 from fedreid.errors import JobFailed
 from fedreid.jobs import Progress, ProgressSink
 from fedreid.plan import DistillationPlan
 from fedreid.reid.backbone import ReIDBackbone, load_backbone, load_shared, shared_tensors
 from fedreid.reid.transforms import ImageStore, normalise
 from fedreid.seeds import derive_seed
-from fedreid.wire.tensors import load_tensors, save_tensors
+from fedreid.wire.tensors import batch_norm_names, load_tensors, save_tensors
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -67,15 +71,19 @@ def distil(job: DistilJob, progress: ProgressSink) -> DistilReport:
 def mean_teacher(job: DistilJob, images: ImageStore, progress: ProgressSink) -> Tensor:
     """target_ND, the mean of the teachers' L2-normalised features; sorted silos, float64 sum."""
     ordered_K = sorted(job.contributions, key=lambda contribution: contribution.silo)
-    fallback = load_tensors(Path(job.student))  # for BatchNorm that a silo keeps to itself
-    teacher = load_backbone(job.backbone, fallback).eval()
+    student = load_tensors(Path(job.student))
+    teacher = load_backbone(job.backbone, student).eval()
+    # For BatchNorm that a silo keeps to itself; the rest of the student need not stay in memory.
+    fallback = {name: student[name] for name in batch_norm_names(student)}
+    del student
     sum_ND = torch.zeros(len(images), teacher.feature_width, dtype=torch.float64)
+    batches = _in_order(len(images), job.distillation.batch_size)
     for done, contribution in enumerate(ordered_K):
         load_shared(teacher, {**fallback, **load_tensors(Path(contribution.path))})
         weight = _teacher_weight(job, contribution)
-        for rows in _in_order(len(images), job.distillation.batch_size):
-            with torch.no_grad():
-                features_ND = F.normalize(teacher(_batch(images, rows)))
+        for rows, images_NCHW in _each(images, batches):
+            with torch.inference_mode():
+                features_ND = F.normalize(_features(teacher, images_NCHW, job.distillation))
             sum_ND[rows] += weight * features_ND.double()
             progress(
                 Progress(
@@ -114,9 +122,9 @@ def mean_loss(
     """The loss over all public images, in evaluation mode and file order."""
     student.eval()
     total = 0.0
-    for rows in _in_order(len(images), plan.batch_size):
-        with torch.no_grad():
-            loss = distillation_loss(student(_batch(images, rows)), targets_ND[rows], plan)
+    for rows, images_NCHW in _each(images, _in_order(len(images), plan.batch_size)):
+        with torch.inference_mode():
+            loss = distillation_loss(_features(student, images_NCHW, plan), targets_ND[rows], plan)
         total += len(rows) * loss.item()
     return total / len(images)
 
@@ -145,9 +153,9 @@ def train_student(
         for epoch in range(plan.epochs)
         for rows in _shuffled(len(images), plan.batch_size, derive_seed(seed, "distil", epoch))
     ]
-    for done, rows in enumerate(batches, start=1):
+    for done, (rows, images_NCHW) in enumerate(_each(images, batches), start=1):
         optimiser.zero_grad(set_to_none=True)
-        loss = distillation_loss(student(_batch(images, rows)), targets_ND[rows], plan)
+        loss = distillation_loss(_features(student, images_NCHW, plan), targets_ND[rows], plan)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         faults.point("distil.step")
@@ -172,9 +180,9 @@ def recalibrate(
         layer.reset_running_stats()
         layer.momentum = None  # a cumulative mean over the batches
     batches = _shuffled(len(images), batch_size, derive_seed(seed, "recalibrate"))
-    for done, rows in enumerate(batches, start=1):
+    for done, (_, images_NCHW) in enumerate(_each(images, batches), start=1):
         with torch.no_grad():
-            student(_batch(images, rows))
+            student(images_NCHW)
         progress(Progress(phase="recalibrating", done=done, total=len(batches)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
@@ -189,8 +197,17 @@ def _only_batch_norm_trains(student: nn.Module) -> list[_BatchNorm]:
     return layers
 
 
-def _batch(images: ImageStore, rows: list[int]) -> Tensor:
-    return normalise(images.batch(np.array(rows)))
+def _features(backbone: ReIDBackbone, images_NCHW: Tensor, plan: DistillationPlan) -> Tensor:
+    """features_ND in float32, whatever the network ran in."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=plan.mixed_precision == "bf16"):
+        features_ND: Tensor = backbone(images_NCHW)
+    return features_ND.float()
+
+
+def _each(images: ImageStore, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows and images_NCHW of each batch; the next is made while the last is worked with."""
+    made = made_ahead(lambda rows: normalise(images.batch(np.array(rows))), batches)
+    return zip(batches, made, strict=True)
 
 
 def _in_order(count: int, batch_size: int) -> list[list[int]]:

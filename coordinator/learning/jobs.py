@@ -134,7 +134,10 @@ class EncodeJob(Job, frozen=True, kw_only=True):
     """Write a model's payload in another encoding, for downloads."""
 
     model: str
+    """With an encoding of differences it becomes what the payload says."""
     encoding: Encoding
+    base: str = ""
+    """The model that differences are from; empty for other encodings."""
     out: str
 
 

@@ -11,13 +11,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from coordinator.learning.side_by_side import Opened, RoundFiles
+from coordinator.learning.side_by_side import DoubleArray, RoundFiles, Scratch, in_order
 from fedreid.jobs import Progress, ProgressSink
-from fedreid.wire.tensors import TensorSpec, is_statistic
-
-DoubleArray = npt.NDArray[np.float64]
+from fedreid.wire.tensors import is_statistic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +32,12 @@ class Movement:
     statistics: dict[str, DoubleArray]
     """By running mean or variance, the norm of each silo's change; NaN of one that kept it."""
 
-    def cosine(self, i: int, j: int) -> float:
-        """Between two changes; 0 where one has not moved."""
-        return _ratio(self.products_KK[i, j], self.norms_K[i] * self.norms_K[j])
+    def cosines(self) -> DoubleArray:
+        """Between each two changes; 0 where one has not moved."""
+        lengths_KK = np.outer(self.norms_K, self.norms_K)
+        cosines_KK = np.zeros_like(lengths_KK)
+        np.divide(self.products_KK, lengths_KK, out=cosines_KK, where=lengths_KK > 0.0)
+        return cosines_KK
 
     def cosine_along(self, k: int) -> float:
         """Between a change and the last movement of the model; 0 where one has not moved."""
@@ -48,49 +48,52 @@ def measure(files: RoundFiles, progress: ProgressSink) -> Movement:
     """Walk the files of a round."""
     count = len(files.updates_K)
     products = np.zeros((count + 1, count + 1))  # the last row is the model's own movement
-    statistics: dict[str, DoubleArray] = {}
-    for done, spec in enumerate(files.specs, start=1):
-        if is_statistic(spec.name):
-            statistics[spec.name] = _norms(files, spec)
+    squared = {
+        spec.name: _none_moved(files, spec.name) for spec in files.specs if is_statistic(spec.name)
+    }
+    places = [(spec.name, at, size) for spec in files.specs for at, size in files.blocks(spec)]
+    scratch = Scratch()
+    walk = in_order(lambda place: _products(files, scratch, *place), places)
+    for done, ((name, _, _), found) in enumerate(zip(places, walk, strict=True), start=1):
+        if name in squared:
+            squared[name] += np.diag(found)[:count]
         else:
-            for at, size in files.blocks(spec):
-                changes = _changes(files, spec.name, at, size)
-                products += changes @ changes.T
-        progress(Progress(phase="comparing", done=done, total=len(files.specs)))
+            products += found
+        progress(Progress(phase="comparing", done=done, total=len(places)))
     return Movement(
         products_KK=products[:count, :count],
         norms_K=np.sqrt(np.diag(products)[:count]),
         along_K=products[count, :count],
         moved=math.sqrt(products[count, count]),
-        statistics=statistics,
+        statistics={name: np.sqrt(squared_K) for name, squared_K in squared.items()},
     )
 
 
-def _changes(files: RoundFiles, name: str, at: int, size: int) -> DoubleArray:
+def _fill_changes(rows: DoubleArray, files: RoundFiles, name: str, at: int, size: int) -> None:
     """The changes of one block, a row for each silo and one for the published model."""
-    base_B = files.base.read(name, at, size).astype(np.float64)
-    rows = np.zeros((len(files.updates_K) + 1, size))
+    base_B = files.base.read(name, at, size)
     for row, update in zip(rows, files.updates_K, strict=False):
-        if name in update.offsets:
-            np.subtract(update.read(name, at, size), base_B, out=row)
+        if update.has(name):
+            np.subtract(update.read(name, at, size), base_B, out=row, dtype=np.float64)
+        else:
+            row.fill(0.0)
     if files.previous is not None:
-        np.subtract(base_B, files.previous.read(name, at, size), out=rows[-1])
-    return rows
+        np.subtract(base_B, files.previous.read(name, at, size), out=rows[-1], dtype=np.float64)
+    else:
+        rows[-1].fill(0.0)
 
 
-def _norms(files: RoundFiles, spec: TensorSpec) -> DoubleArray:
-    return np.array([_norm(update, files, spec) for update in files.updates_K])
+def _products(files: RoundFiles, scratch: Scratch, name: str, at: int, size: int) -> DoubleArray:
+    """The inner products of one block's changes."""
+    changes = scratch.rows(len(files.updates_K) + 1, size)
+    _fill_changes(changes, files, name, at, size)
+    products: DoubleArray = changes @ changes.T
+    return products
 
 
-def _norm(update: Opened, files: RoundFiles, spec: TensorSpec) -> float:
-    if spec.name not in update.offsets:
-        return math.nan
-    squared = 0.0
-    for at, size in files.blocks(spec):
-        base_B = files.base.read(spec.name, at, size)
-        change_B = np.subtract(update.read(spec.name, at, size), base_B, dtype=np.float64)
-        squared += float(change_B @ change_B)
-    return math.sqrt(squared)
+def _none_moved(files: RoundFiles, name: str) -> DoubleArray:
+    """0 for each silo that sent a statistic, NaN for one that kept it."""
+    return np.array([0.0 if u.has(name) else math.nan for u in files.updates_K])
 
 
 def _ratio(value: float, by: float) -> float:

@@ -6,12 +6,17 @@ grows neither with the number of silos nor with the model.
 Letters: K silos, B values of one block.
 """
 
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from coordinator.learning.jobs import AggregateJob
 from fedreid.errors import Refusal, UpdateRefused
@@ -19,23 +24,33 @@ from fedreid.limits import MIB
 from fedreid.plan import BatchNormPolicy, keeps_batch_norm
 from fedreid.wire.tensors import FloatArray, TensorFile, TensorSpec, batch_norm_names
 
-# Values of all silos together that are worked on at once: some 20 MiB in float64, with temporaries.
-_BLOCK_VALUES = 1 * MIB
+DoubleArray = npt.NDArray[np.float64]
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+# Values of all silos together that are worked on at once: some 10 MiB in float64 a thread.
+_BLOCK_VALUES = MIB // 2
+_LEAST_VALUES = 2048  # of one silo: a smaller block costs more in calls than in arithmetic
+_THREADS = 2  # a block is read while another is computed; more would rather wait for memory
+_WIDTH = np.dtype(np.float32).itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """One model's file, opened, and where each tensor lies in it."""
+    """One model's file, opened."""
 
     silo: str
     """Empty for a published model."""
     file: TensorFile
-    offsets: dict[str, int]
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds a tensor."""
+        return name in self.file.layout.places
 
     def read(self, name: str, at: int, size: int) -> FloatArray:
         """``size`` values of a tensor from the value ``at`` on."""
-        width = np.dtype(np.float32).itemsize
-        return self.file.values(self.offsets[name] + at * width, size * width)
+        _, offset = self.file.layout.places[name]
+        return self.file.values(offset + at * _WIDTH, size * _WIDTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +69,43 @@ class RoundFiles:
         return self.base.file.layout.specs
 
     def blocks(self, spec: TensorSpec) -> Iterator[tuple[int, int]]:
-        """First index and number of values of each block of a tensor."""
-        largest = max(1, _BLOCK_VALUES // len(self.updates_K))
+        """First index and number of values of each block of a tensor; none of an empty one."""
+        least = min(_LEAST_VALUES, _BLOCK_VALUES)
+        largest = max(least, _BLOCK_VALUES // len(self.updates_K))
         for at in range(0, spec.elements, largest):
             yield at, min(largest, spec.elements - at)
+
+
+class Scratch(threading.local):
+    """Memory that each thread uses again: fresh pages cost more than what is computed in them."""
+
+    def __init__(self) -> None:
+        self._held = np.empty(0)
+
+    def rows(self, count: int, size: int) -> DoubleArray:
+        """``count`` rows of ``size`` values; what a thread got before is overwritten."""
+        if len(self._held) < count * size:
+            self._held = np.empty(count * size)
+        return self._held[: count * size].reshape(count, size)
+
+
+def in_order(work: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
+    """What ``work`` makes of each item, in their order, a few of them at a time.
+
+    NumPy and the disk let threads run side by side; the order makes sums the same every time.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        under_way: deque[Future[ResultT]] = deque()
+        try:
+            for item in items:
+                under_way.append(pool.submit(work, item))
+                if len(under_way) > 2 * _THREADS:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for left in under_way:
+                left.cancel()
 
 
 def opened_round(stack: ExitStack, job: AggregateJob) -> RoundFiles:
@@ -82,12 +130,13 @@ def opened_round(stack: ExitStack, job: AggregateJob) -> RoundFiles:
 
 def _opened(stack: ExitStack, silo: str, path: str) -> Opened:
     file = stack.enter_context(TensorFile(Path(path)))
-    offsets = {spec.name: offset for spec, offset in file.layout.offsets()}
-    return Opened(silo=silo, file=file, offsets=offsets)
+    return Opened(silo=silo, file=file)
 
 
 def _check_layout(update: Opened, base: Opened, bn: BatchNormPolicy) -> None:
     """The base's tensors and no other; BatchNorm may be missing where it stays at silos."""
+    if update.file.layout is base.file.layout:
+        return
     expected, sent = frozenset(base.file.layout.specs), frozenset(update.file.layout.specs)
     names = base.file.layout.names
     optional = batch_norm_names(names) if keeps_batch_norm(bn) else frozenset()

@@ -24,19 +24,19 @@ With ``screen`` an outlier gets no share, and a distance that is flagged counts 
 the others. Clipping shortens what is too far, learned tensors as one, each running statistic by
 itself, for their units differ; a variance stays between the base's and the silo's and so positive.
 
-Letters: K silos.
+Letters: K silos, H of them heard.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from coordinator.learning.jobs import Contribution, Flag
-from coordinator.learning.movement import DoubleArray, Movement
+from coordinator.learning.movement import Movement
+from coordinator.learning.side_by_side import DoubleArray
 from fedreid.limits import (
     AGAINST_EXCESS,
     AGREEMENT,
@@ -170,11 +170,14 @@ def _against(movement: Movement, far_K: BoolArray) -> BoolArray:
     against_K = np.zeros(len(far_K), dtype=np.bool_)
     if len(heard) < _SILOS_TO_COMPARE:
         return against_K
-    for k in heard:
-        others = [j for j in heard if j != k]
-        agreement = np.mean([movement.cosine(i, j) for i, j in combinations(others, 2)])
-        own = np.mean([movement.cosine(k, j) for j in others])
-        against_K[k] = agreement > AGREEMENT and own < -0.5 * agreement
+    cosines_HH = movement.cosines()[np.ix_(heard, heard)]
+    np.fill_diagonal(cosines_HH, 0.0)
+    others = len(heard) - 1
+    with_others_H = cosines_HH.sum(axis=1)
+    pairs = others * (others - 1)  # of the others, in either order
+    agreement_H = (with_others_H.sum() - 2.0 * with_others_H) / pairs
+    own_H = with_others_H / others
+    against_K[heard] = (agreement_H > AGREEMENT) & (own_H < -0.5 * agreement_H)
     return against_K
 
 
@@ -183,12 +186,12 @@ def _copies(movement: Movement) -> BoolArray:
     norms_K = movement.norms_K
     count = len(norms_K)
     copies_K = np.array([abs(movement.cosine_along(k)) > COPY_COSINE for k in range(count)])
-    for i, j in combinations(range(count), 2):
-        apart = movement.products_KK[i, i] + movement.products_KK[j, j]
-        apart -= 2.0 * movement.products_KK[i, j]
-        if norms_K[i] > 0.0 and apart <= _SAME * movement.products_KK[i, i]:
-            copies_K[[i, j]] = True
-    return copies_K
+    squared_K = np.diag(movement.products_KK)
+    apart_KK = squared_K[:, None] + squared_K - 2.0 * movement.products_KK
+    same_KK = (apart_KK <= _SAME * squared_K[:, None]) & (norms_K[:, None] > 0.0)
+    same_KK = np.triu(same_KK, k=1)
+    found_K: BoolArray = copies_K | same_KK.any(axis=0) | same_KK.any(axis=1)
+    return found_K
 
 
 def _scales(silos_K: Sequence[str], excess_K: DoubleArray, ratio: float) -> dict[str, float]:

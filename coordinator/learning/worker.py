@@ -23,7 +23,8 @@ from coordinator.learning.jobs import (
 from coordinator.learning.without_torch import check_torch, copy_start, has_torch
 from fedreid.files import digest_of, replacing
 from fedreid.jobs import Job, ProgressSink, Report, serve
-from fedreid.wire.encoding import encode
+from fedreid.wire.differences import Difference
+from fedreid.wire.encoding import decode, encode
 from fedreid.wire.tensors import TensorFile
 
 _INITIALISE_THREADS = 1
@@ -33,9 +34,25 @@ _INITIALISE_THREADS = 1
 def write_payload(job: EncodeJob, progress: ProgressSink) -> EncodeReport:
     """Write a model's payload in the encoding that downloads take."""
     out = Path(job.out)
-    with TensorFile(Path(job.model)) as file, replacing(out) as stream:
-        encode(file, file.layout, job.encoding, stream)
+    if job.base:
+        _quantise(job)
+    else:
+        with TensorFile(Path(job.model)) as file, replacing(out) as stream:
+            encode(file, file.layout, job.encoding, stream)
     return EncodeReport(digest=digest_of(out), size_bytes=out.stat().st_size)
+
+
+def _quantise(job: EncodeJob) -> None:
+    """Write how a model differs from its base, and make the model what this says.
+
+    Not to be done twice to the same model: differences of what was rounded round to others.
+    """
+    out, model = Path(job.out), Path(job.model)
+    with TensorFile(model) as file, TensorFile(Path(job.base)) as base:
+        with replacing(out) as stream:
+            encode(file, file.layout, job.encoding, stream, Difference(base=base))
+        with out.open("rb") as payload, replacing(model) as stream:
+            decode(payload, file.layout, job.encoding, stream, base)
 
 
 def _initialise(job: InitialiseJob, progress: ProgressSink) -> InitialiseReport:
@@ -72,11 +89,13 @@ def _evaluate(job: EvaluateJob, progress: ProgressSink) -> EvaluateReport:
 
 
 def _settle_torch(threads: int) -> None:
-    """The same bits every time: a fixed number of threads, and no racing algorithm."""
+    """The same bits every time, with a fixed number of threads."""
     import torch
 
+    from fedreid.reid.settling import settle_torch
+
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    settle_torch()
 
 
 HANDLERS: dict[type[Job], Callable[..., Report]] = {

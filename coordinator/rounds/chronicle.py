@@ -70,10 +70,7 @@ class Chronicle:
             AuditBroken: what stands at the end of the log is no line of it.
         """
         with self._settling:
-            while self._owed:
-                event, fields = self._owed[0]
-                self._audit.append(event, **fields)
-                self._owed.popleft()
+            self._audit.append_owed(self._owed)
 
 
 Log = AuditLog | Chronicle

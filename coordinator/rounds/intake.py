@@ -10,13 +10,20 @@ from pathlib import Path
 import blake3
 
 from coordinator.folders import Folders
-from coordinator.metrics import INTAKE_BYTES, SILO_UPDATES, UPDATES_REJECTED
-from coordinator.rounds.conductor import Conductor
+from coordinator.metrics import (
+    INTAKE_BYTES,
+    SILO_UPDATES,
+    SILO_UPLOAD_BYTES,
+    UPDATES_REJECTED,
+    silo_label,
+)
+from coordinator.rounds.current import Current
+from coordinator.rounds.incoming import Incoming
 from coordinator.rounds.machine import Accepted, RoundState, UpdateAccepted, UpdateRejected
 from coordinator.rounds.orders import update_path
 from coordinator.rounds.publishing import Models
-from coordinator.rounds.spool import check_room
-from coordinator.rounds.validation import check_manifest, check_values
+from coordinator.rounds.spool import check_room, has_ample_room
+from coordinator.rounds.validation import check_manifest
 from fedreid import faults
 from fedreid.contract import UpdateReport
 from fedreid.errors import (
@@ -27,15 +34,12 @@ from fedreid.errors import (
     StorageError,
     UpdateRefused,
 )
-from fedreid.files import digest_of, move_file, remove_file, replacing
+from fedreid.files import move_file, remove_file
 from fedreid.limits import CONCURRENT_UPLOADS
 from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
-from fedreid.v1 import tensors_pb2
-from fedreid.wire.encoding import decode
+from fedreid.wire.chunks import AnyChunk
 from fedreid.wire.manifest import Manifest
-from fedreid.wire.stream import PartialFile
-from fedreid.wire.tensors import TensorFile
 from fedreid.work import off_loop
 
 _SEND_AGAIN = BROKEN_LINE | {Refusal.NOT_INVITED, Refusal.STALE}
@@ -85,17 +89,36 @@ class Opening:
     offset: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """The unfinished updates in the spool of one round; those of before a restart as well."""
+
+    folder: Path
+    by_silo: dict[str, set[Path]]
+
+    @classmethod
+    def found_in(cls, folder: Path) -> "_Parts":
+        """What lies in a folder: it is read once, for a thousand silos ask."""
+        by_silo: dict[str, set[Path]] = {}
+        for path in folder.glob("*.part"):
+            silo = path.name.removesuffix(".part").rpartition("-")[0]
+            by_silo.setdefault(silo, set()).add(path)
+        return cls(folder=folder, by_silo=by_silo)
+
+
 class Intake:
     """Receives updates: one of each silo, the work on a few at once."""
 
-    def __init__(self, *, folders: Folders, models: Models, conductor: Conductor) -> None:
+    def __init__(self, *, folders: Folders, models: Models, current: Current) -> None:
         self._folders = folders
         self._models = models
-        self._conductor = conductor
+        self._current = current
         self._announced: dict[SiloName, Announcement] = {}
         self._busy: set[SiloName] = set()
         self._slots = asyncio.Semaphore(CONCURRENT_UPLOADS)
         self._opening = asyncio.Lock()
+        self._parts: _Parts | None = None
+        self._late: set[tuple[SiloName, str, int]] = set()
 
     async def open(self, announcement: Announcement) -> Opening:
         """Say where to go on with an announced update.
@@ -112,19 +135,20 @@ class Intake:
             await self._note_late(announcement)
         if standing is not Standing.SEND:
             return Opening(standing=standing, upload_id=upload_id)
-        await off_loop(self._check_form, announcement, self._conductor.plan)
         part = self._part_path(announcement)
-        async with self._opening:  # or two would be promised the same room
-            if announcement.silo not in self._busy:
-                self._remove_other_parts(announcement.silo, part)
-            await off_loop(check_room, part.parent, self._promised(announcement))
-            self._announced[announcement.silo] = announcement
-        held = part.stat().st_size - len(_prefix(announcement.manifest)) if part.exists() else 0
+        ample = await off_loop(self._checked, announcement, self._current.plan, part.parent)
+        self._keep_one_part(announcement.silo, part)
+        if not ample:
+            async with self._opening:  # or two would be promised the same room
+                await off_loop(check_room, part.parent, self._promised(announcement))
+                self._announced[announcement.silo] = announcement
+        self._announced[announcement.silo] = announcement
+        held = part.stat().st_size - len(announcement.manifest.prefix) if part.exists() else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
 
     async def receive(
-        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[tensors_pb2.Chunk]
+        self, silo: SiloName, upload_id: str, chunks: AsyncIterator[AnyChunk]
     ) -> Standing:
         """Take the payload of an opened upload, check it, and make it count.
 
@@ -155,50 +179,59 @@ class Intake:
             yield
         except UpdateRefused as refusal:
             UPDATES_REJECTED.labels(refusal.reason.value).inc()
-            SILO_UPDATES.labels(silo, "rejected").inc()
+            SILO_UPDATES.labels(silo_label(silo), "rejected").inc()
             if refusal.reason not in _SEND_AGAIN:
-                await self._conductor.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
+                await self._current.apply(UpdateRejected(silo=silo, reason=refusal.reason.value))
             raise
 
     async def _note_late(self, announcement: Announcement) -> None:
         """Once for each round, however often its update is sent."""
-        noted = await self._conductor.note_late(
-            announcement.silo, announcement.run, announcement.round
-        )
-        if noted:
-            UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
-            SILO_UPDATES.labels(announcement.silo, "rejected").inc()
+        silo, run, number = announcement.silo, announcement.run, announcement.round
+        newest = self._current.round
+        known = newest is not None and run == newest.run and 1 <= number <= newest.number
+        if not known or (silo, run, number) in self._late:
+            return
+        self._late.add((silo, run, number))
+        await self._current.note("update.late", run=run, round=number, silo=silo)
+        UPDATES_REJECTED.labels(Refusal.STALE.value).inc()
+        SILO_UPDATES.labels(silo_label(silo), "rejected").inc()
 
     async def _receive(
-        self, announcement: Announcement, chunks: AsyncIterator[tensors_pb2.Chunk]
+        self, announcement: Announcement, chunks: AsyncIterator[AnyChunk]
     ) -> Standing:
         standing = self._standing(announcement)
         if standing is not Standing.SEND:
             return standing
-        manifest = announcement.manifest
-        part = self._part_path(announcement)
-        file = await off_loop(PartialFile, part, prefix=_prefix(manifest), size=manifest.byte_count)
+        of_silo = SILO_UPLOAD_BYTES.labels(silo_label(announcement.silo))
         try:
-            async for chunk in chunks:
+            incoming = await off_loop(self._incoming, announcement, self._current.plan)
+            try:
+                async for chunk in chunks:
+                    async with self._slots:
+                        await off_loop(incoming.write, chunk)
+                    INTAKE_BYTES.inc(len(chunk.data))
+                    of_silo.inc(len(chunk.data))
                 async with self._slots:
-                    await off_loop(_write, file, chunk)
-                INTAKE_BYTES.inc(len(chunk.data))
-            await off_loop(_finish, file, manifest)
+                    await off_loop(incoming.finish)
+            finally:
+                incoming.close()
         except StorageError:
             if self._standing(announcement) is Standing.SEND:
                 raise
             return Standing.STALE  # the round has ended meanwhile and its spool is gone
-        finally:
-            file.close()
-        return await self._count(announcement, part)
+        return await self._count(announcement, incoming)
 
-    async def _count(self, announcement: Announcement, part: Path) -> Standing:
-        state = self._conductor.round
+    def _incoming(self, announcement: Announcement, plan: Plan) -> Incoming:
+        base = self._models.path(Digest(announcement.base_digest))
+        return Incoming(self._part_path(announcement), announcement.manifest, base, plan.validation)
+
+    async def _count(self, announcement: Announcement, incoming: Incoming) -> Standing:
+        state = self._current.round
         if self._standing(announcement) is not Standing.SEND or state is None:
             return Standing.STALE
         async with self._slots:
-            digest = await off_loop(self._admit, announcement, part, state, self._conductor.plan)
-        await self._conductor.apply(
+            digest = await off_loop(self._admit, announcement, incoming, state)
+        await self._current.apply(
             UpdateAccepted(
                 update=Accepted(
                     silo=announcement.silo,
@@ -211,37 +244,27 @@ class Intake:
         )
         standing = self._standing(announcement)
         if standing is Standing.ACCEPTED:
-            SILO_UPDATES.labels(announcement.silo, "accepted").inc()
+            SILO_UPDATES.labels(silo_label(announcement.silo), "accepted").inc()
         return standing
 
-    def _admit(
-        self, announcement: Announcement, part: Path, state: RoundState, plan: Plan
-    ) -> Digest:
-        """Decode, check each value, and move the update to where aggregation reads it.
+    def _admit(self, announcement: Announcement, incoming: Incoming, state: RoundState) -> Digest:
+        """Check what has come, and move the update to where aggregation reads it.
 
         Gives the digest by which damage is noticed before it is aggregated.
         """
-        manifest = announcement.manifest
-        ready = part.with_suffix(".ready")
-        if manifest.encoding == "fp32":
-            move_file(part, ready)
-        else:
-            with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
-                decode(payload, manifest.layout, manifest.encoding, stream)
-            remove_file(part)
-        try:
-            with (
-                TensorFile(ready) as update,
-                TensorFile(self._models.path(Digest(announcement.base_digest))) as base,
-            ):
-                check_values(update, base, plan.validation)
-        except UpdateRefused:
-            remove_file(ready)
-            raise
-        digest = digest_of(ready)
+        ready, digest = incoming.checked()
+        self._models.digests.note(ready, digest)
         with faults.step("upload.place"):
             move_file(ready, update_path(self._folders, state, announcement.silo))
         return digest
+
+    def _checked(self, announcement: Announcement, plan: Plan, folder: Path) -> bool:
+        """Check an announcement; whether the disk has room for every update of the round."""
+        self._check_form(announcement, plan)
+        state = self._current.round
+        awaited = 0 if state is None else len(state.invited) - len(state.updates)
+        base = self._models.layout(Digest(announcement.base_digest))
+        return has_ample_room(folder, awaited, base)
 
     def _check_form(self, announcement: Announcement, plan: Plan) -> None:
         if announcement.manifest.encoding not in (plan.wire.upload, "fp32"):
@@ -254,12 +277,12 @@ class Intake:
         check_manifest(announcement.manifest, base, plan.aggregation.bn)
 
     def _standing(self, announcement: Announcement) -> Standing:
-        state = self._conductor.round
+        state = self._current.round
         if state is None or not announcement.is_for(state):
             return Standing.STALE
         if state.accepted(announcement.silo) is not None:
             return Standing.ACCEPTED
-        if announcement.silo not in state.invited:
+        if not state.invites(announcement.silo):
             raise UpdateRefused(
                 Refusal.NOT_INVITED, f"The silo {announcement.silo} is not part of this round"
             )
@@ -267,16 +290,15 @@ class Intake:
 
     async def _has_accepted(self, announcement: Announcement) -> bool:
         """Whether the update was accepted before its round ended, and the answer got lost."""
-        return await self._conductor.has_accepted(
-            announcement.silo,
-            announcement.run,
-            announcement.round,
-            announcement.manifest.payload_digest,
-        )
+        journal = self._current.journal
+        state = await off_loop(journal.round, announcement.run, announcement.round)
+        accepted = None if state is None else state.accepted(announcement.silo)
+        digest = announcement.manifest.payload_digest
+        return accepted is not None and accepted.payload_digest == digest
 
     def _promised(self, announcement: Announcement) -> list[tuple[Manifest, Path]]:
         """The unfinished updates of the round, with the one that is announced now."""
-        state = self._conductor.round
+        state = self._current.round
         others = [
             other
             for other in self._announced.values()
@@ -287,27 +309,17 @@ class Intake:
         ]
         return [(each.manifest, self._part_path(each)) for each in (announcement, *others)]
 
-    def _remove_other_parts(self, silo: SiloName, kept: Path) -> None:
+    def _keep_one_part(self, silo: SiloName, kept: Path) -> None:
         """One unfinished update of each silo at a time, so that none can fill the disk."""
-        for path in kept.parent.glob(f"{silo}-*.part"):
-            if path != kept and path.name.removesuffix(".part").rpartition("-")[0] == silo:
+        if self._parts is None or self._parts.folder != kept.parent:
+            self._parts = _Parts.found_in(kept.parent)
+        parts = self._parts.by_silo.setdefault(silo, set())
+        parts.add(kept)
+        if silo not in self._busy:
+            for path in parts - {kept}:
                 remove_file(path)
+                parts.remove(path)
 
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)
         return folder / f"{announcement.silo}-{announcement.manifest.payload_digest[:16]}.part"
-
-
-def _write(file: PartialFile, chunk: tensors_pb2.Chunk) -> None:
-    with faults.step("upload.chunk.write"):
-        file.write(chunk)
-
-
-def _finish(file: PartialFile, manifest: Manifest) -> None:
-    with faults.step("upload.finalise"):
-        file.finish(manifest.payload_digest)
-
-
-def _prefix(manifest: Manifest) -> bytes:
-    """What makes an fp32 payload a canonical file where it lies; nothing for other encodings."""
-    return manifest.layout.header() if manifest.encoding == "fp32" else b""

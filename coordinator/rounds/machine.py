@@ -16,6 +16,7 @@ disk or a network, so any schedule of events can be replayed.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeVar
 
 import msgspec
@@ -73,8 +74,11 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     report: UpdateReport
 
 
-class RoundState(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is known of one round; the journal stores it as it stands."""
+class RoundState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """Everything that is known of one round; the journal stores it as it stands.
+
+    What is asked of it for each silo is looked up: there may be a thousand.
+    """
 
     run: str
     number: int
@@ -142,13 +146,23 @@ class RoundState(msgspec.Struct, frozen=True, kw_only=True):
 
     def accepted(self, silo: str) -> Accepted | None:
         """The silo's update, if it counts."""
-        return next((update for update in self.updates if update.silo == silo), None)
+        return self._update_of.get(silo)
+
+    @cached_property
+    def _update_of(self) -> dict[str, Accepted]:
+        return {update.silo: update for update in self.updates}
+
+    @cached_property
+    def _invited(self) -> frozenset[str]:
+        return frozenset(self.invited)
+
+    def invites(self, silo: str) -> bool:
+        """Whether the silo takes part in the round."""
+        return silo in self._invited
 
     def wants(self, silo: str) -> bool:
         """Whether an update of ``silo`` would still count."""
-        return (
-            self.phase is Phase.COLLECTING and silo in self.invited and self.accepted(silo) is None
-        )
+        return self.phase is Phase.COLLECTING and self.invites(silo) and self.accepted(silo) is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,14 +390,14 @@ def _collect(state: RoundState, event: Event, rules: Rules, now_s: float) -> Rou
 
 
 def _close_intake(state: RoundState, rules: Rules, now_s: float) -> RoundState:
-    needed = _needed(state, rules)
-    if len(state.updates) >= needed:
+    least = needed(state, rules)
+    if len(state.updates) >= least:
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     return _end(
         state,
         Phase.SKIPPED,
         f"no quorum: {len(state.updates)} of {len(state.invited)} invited silos delivered, "
-        f"at least {needed:g} are needed",
+        f"at least {least:g} are needed",
         now_s,
     )
 
@@ -412,7 +426,7 @@ def _take_back(
     if not gone and now_s < state.closes_s:
         collecting = _enter(state, Phase.COLLECTING, rules, now_s)
         return msgspec.structs.replace(collecting, deadline_s=state.closes_s)
-    if len(state.updates) >= _needed(state, rules):
+    if len(state.updates) >= needed(state, rules):
         return _enter(state, Phase.AGGREGATING, rules, now_s)
     why = "which is gone" if gone else "lost on the coordinator's disk"
     return _end(state, Phase.FAILED, f"no quorum without {', '.join(silos)}, {why}", now_s)
@@ -437,7 +451,8 @@ def _not_counting(state: RoundState, silos: tuple[str, ...]) -> RoundState:
     )
 
 
-def _needed(state: RoundState, rules: Rules) -> float:
+def needed(state: RoundState, rules: Rules) -> float:
+    """How many accepted updates the round needs at least."""
     return max(rules.min_silos, rules.min_fraction * len(state.invited))
 
 

@@ -16,7 +16,7 @@ from coordinator.learning import jobs
 from coordinator.rounds.machine import Aggregated, RoundState, Rules
 from fedreid.contract import UpdateReport
 from fedreid.names import Digest
-from fedreid.plan import Plan
+from fedreid.plan import Plan, is_difference
 from fedreid.seeds import derive_seed
 
 AGGREGATE = "aggregate"
@@ -124,6 +124,24 @@ def evaluate_job(folders: Folders, state: RoundState, plan: Plan, rules: Rules) 
         model=str(result_path(folders, state, rules)),
         folder=plan.evaluation.folder,
         threads=plan.distillation.threads,
+    )
+
+
+def quantise_job(
+    folders: Folders, state: RoundState, plan: Plan, rules: Rules
+) -> jobs.EncodeJob | None:
+    """Make the round's model what its download can say, where that is a difference from the base.
+
+    Done as soon as the model is made, so that what is measured is what is published.
+    """
+    if not is_difference(plan.wire.download):
+        return None
+    result = result_path(folders, state, rules)
+    return jobs.EncodeJob(
+        model=str(result),
+        encoding=plan.wire.download,
+        base=str(model_path(folders, Digest(state.base_digest))),
+        out=str(result.with_suffix(f".{plan.wire.download}")),
     )
 
 

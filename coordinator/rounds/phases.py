@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from coordinator import metrics
 from coordinator.folders import Folders
 from coordinator.learning import jobs
 from coordinator.rounds import orders
@@ -23,11 +24,11 @@ from coordinator.rounds.machine import (
 )
 from coordinator.rounds.publishing import Models, Origin
 from fedreid import faults
-from fedreid.errors import RunError, StorageError
-from fedreid.files import digest_of, remove_folder
+from fedreid.errors import RunError
+from fedreid.files import remove_folder
 from fedreid.jobs import Progress, Worker
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
-from fedreid.plan import Encoding, Plan
+from fedreid.plan import Encoding, Plan, is_difference
 from fedreid.work import off_loop
 
 
@@ -42,14 +43,15 @@ class Phases:
         journal: Journal,
         models: Models,
         worker: Worker,
+        tell: Callable[[str], None],
     ) -> None:
+        """``tell`` hears what the worker is doing, for a person to read."""
         self._federation = federation
         self._folders = folders
         self._journal = journal
         self._models = models
         self._worker = worker
-        self.tell: Callable[[str], None] = lambda activity: None
-        """Told what the worker is doing, for a person to read."""
+        self._tell = tell
 
     async def damage(self, state: RoundState) -> Event | None:
         """What the disk has lost of that on which the round's phase is built; mostly nothing.
@@ -72,9 +74,9 @@ class Phases:
             FedreidError: it failed; trying again is harmless.
         """
         if state.phase is Phase.AGGREGATING:
-            return await self._aggregate(state, plan)
+            return await self._aggregate(state, plan, rules)
         if state.phase is Phase.DISTILLING:
-            return await self._distil(state, plan)
+            return await self._distil(state, plan, rules)
         assert state.phase is Phase.EVALUATING
         return await self._evaluate(state, plan, rules)
 
@@ -104,6 +106,7 @@ class Phases:
         """Make the model that a run starts from; the release is the caller's to commit."""
         job = orders.start_job(self._folders, plan, self._federation)
         await self._worker.run(job, jobs.InitialiseReport, self._progress)
+        await self._worker.close()  # and with it torch's memory: an aggregation needs none
         origin = Origin(run=RunName(plan.name), round=RoundNumber(0), base_digest=Digest(""))
         model = await self._place(Path(job.out), plan, origin)
         await off_loop(remove_folder, Path(job.out).parent)
@@ -114,14 +117,14 @@ class Phases:
         return tuple(
             update.silo
             for update in state.updates
-            if not _is(spool / orders.update_name(update.silo), update.file_digest)
+            if not self._is_whole(spool / orders.update_name(update.silo), update.file_digest)
         )
 
     def _has_results(self, state: RoundState) -> bool:
         _, work = self._folders.of_round(state.run, state.number)
-        return all(_is(work / name, digest) for name, digest in state.results.items())
+        return all(self._is_whole(work / name, digest) for name, digest in state.results.items())
 
-    async def _aggregate(self, state: RoundState, plan: Plan) -> Event:
+    async def _aggregate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.aggregate_job(self._folders, state, plan, self._federation)
         report = await self._worker.run(job, jobs.AggregateReport, self._progress)
         made = [Path(job.out)]
@@ -138,16 +141,32 @@ class Phases:
         ):
             await self._worker.run(part, jobs.AggregateReport, self._progress)
             made.append(Path(part.out))
-        return replace(orders.aggregated(report, clusters), results=await off_loop(_digests, made))
+        if not rules.distils:
+            made += await self._quantised(state, plan, rules)
+        return replace(
+            orders.aggregated(report, clusters), results=await off_loop(self._digests, made)
+        )
 
-    async def _distil(self, state: RoundState, plan: Plan) -> Event:
+    async def _distil(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.distil_job(self._folders, state, plan, self._federation)
         report = await self._worker.run(job, jobs.DistilReport, self._progress)
+        made = [Path(job.out), *await self._quantised(state, plan, rules)]
         return Distilled(
             loss_before=report.loss_before,
             loss_after=report.loss_after,
-            results=await off_loop(_digests, [Path(job.out)]),
+            results=await off_loop(self._digests, made),
         )
+
+    async def _quantised(self, state: RoundState, plan: Plan, rules: Rules) -> list[Path]:
+        """Round the model that was just made to its payload of differences, if there is to be one.
+
+        After a crash the phase is done from its start again, and so from the exact model.
+        """
+        job = orders.quantise_job(self._folders, state, plan, rules)
+        if job is None:
+            return []
+        await self._worker.run(job, jobs.EncodeReport, self._progress)
+        return [Path(job.out)]
 
     async def _evaluate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
         job = orders.evaluate_job(self._folders, state, plan, rules)
@@ -155,34 +174,30 @@ class Phases:
         row = EvaluationRow(run=state.run, round=state.number, silo="", result=report.result)
         with faults.step("evaluate.commit"):
             await off_loop(self._journal.save_evaluations, [row])
+        metrics.show_evaluations("", [report.result])
         return Evaluated(map=report.result.map)
 
     async def _place(self, result: Path, plan: Plan, origin: Origin) -> ModelRow:
         """Move a model to its name, with the payload that the plan's downloads need beside it."""
         encoding = plan.wire.download
         encodings: tuple[Encoding, ...] = ("fp32",)
-        if encoding != "fp32":
+        if encoding != "fp32" and (origin.base_digest or not is_difference(encoding)):
             encodings = ("fp32", encoding)
+        if encoding != "fp32" and not is_difference(encoding):
             job = jobs.EncodeJob(
                 model=str(result), encoding=encoding, out=str(result.with_suffix(f".{encoding}"))
             )
             await self._worker.run(job, jobs.EncodeReport, self._progress)
         return await off_loop(self._models.place, result, origin, encodings)
 
+    def _digests(self, files: Iterable[Path]) -> dict[str, str]:
+        return {file.name: self._models.digests.of(file) for file in files}
+
+    def _is_whole(self, path: Path, digest: str) -> bool:
+        return self._models.digests.is_whole(path, digest)
+
     def _progress(self, progress: Progress) -> None:
-        self.tell(f"{progress.phase} {progress.done}/{progress.total}")
-
-
-def _digests(files: Iterable[Path]) -> dict[str, str]:
-    return {file.name: digest_of(file) for file in files}
-
-
-def _is(path: Path, digest: str) -> bool:
-    """Whether a file is there with this digest, if it is known."""
-    try:
-        return digest_of(path) == digest or not digest
-    except StorageError:  # one that can't be read any more is as good as gone
-        return False
+        self._tell(f"{progress.phase} {progress.done}/{progress.total}")
 
 
 def check_folders(plan: Plan) -> None:

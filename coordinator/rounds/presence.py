@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from coordinator.metrics import SILO_LAST_SEEN
 from fedreid.clock import Clock
 from fedreid.limits import PRESENCE_S
 from fedreid.names import SiloName
@@ -36,7 +35,6 @@ class Presence:
             sighting = replace(sighting, agent_version=agent_version)
         self._sightings[silo] = sighting
         self._heard_s[silo] = self._clock.monotonic_s()
-        SILO_LAST_SEEN.labels(silo).set(sighting.seen_s)
 
     def working(self, silo: SiloName, phase: str, progress: float) -> None:
         """The silo has said what it does."""

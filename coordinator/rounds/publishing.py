@@ -6,6 +6,7 @@ a crash leaves a file that nobody refers to, and the same step done again gives 
 the round has made stays in its own folder until the round has ended.
 """
 
+import functools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +16,31 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.rounds.journal import Journal, ModelRow
 from fedreid import faults
 from fedreid.contract import Release, ReleasePayload
+from fedreid.digests import KnownDigests
 from fedreid.errors import RunError, StorageError, UsageError
-from fedreid.files import digest_of, link_file, remove_file, replacing
+from fedreid.files import link_file, remove_file, replacing
 from fedreid.limits import MODELS_KEPT
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
-from fedreid.plan import Encoding
-from fedreid.v1 import federation_pb2, tensors_pb2
-from fedreid.wire.encoding import encode, payload_bytes
+from fedreid.plan import Encoding, is_difference
+from fedreid.v1 import federation_pb2
+from fedreid.wire.chunks import Chunk
+from fedreid.wire.encoding import encode, is_payload_size
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
 from fedreid.wire.stream import send_chunks
-from fedreid.wire.tensors import Layout, TensorFile, layout_of
+from fedreid.wire.tensors import Layout, TensorFile
 
 _SEE_MODELS = "See: coordinator model list."
+_KNOWN = 8  # models of the round: its own, and its clusters'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """Where what lies in a model's file."""
+
+    layout: Layout
+    data_offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +64,11 @@ class Models:
         self._journal = journal
         self._federation = federation
         self._key = key
+        # Every silo asks for the same few in each round; a digest says what lies in its file.
+        self._shape = functools.lru_cache(_KNOWN)(self._read_shape)
+        self._told = functools.lru_cache(_KNOWN)(self._tell)
+        self.digests = KnownDigests()
+        """Of models, and of the round's files that become one."""
 
     def path(self, digest: Digest) -> Path:
         """The canonical file of a published model."""
@@ -63,7 +80,11 @@ class Models:
 
     def layout(self, digest: Digest) -> Layout:
         """Names and shapes of a published model."""
-        return layout_of(self.path(digest))
+        return self._shape(digest).layout
+
+    def _read_shape(self, digest: Digest) -> "_Shape":
+        with TensorFile(self.path(digest)) as file:
+            return _Shape(layout=file.layout, data_offset=file.data_offset)
 
     def place(self, staged: Path, origin: Origin, encodings: tuple[Encoding, ...]) -> ModelRow:
         """Give a finished model its name and sign it as the federation's next version.
@@ -71,7 +92,7 @@ class Models:
         Beside ``staged`` lie its payloads in other encodings. All of them stay where they are, so
         that the same can be done again after a crash.
         """
-        digest = digest_of(staged)
+        digest = self.digests.of(staged)
         with faults.step("publish.rename"):
             for encoding in encodings:
                 if encoding != "fp32":
@@ -143,43 +164,67 @@ class Models:
         ]
 
     def signed_release(self, digest: Digest, encoding: Encoding) -> federation_pb2.SignedRelease:
-        """What goes before a model's payload.
+        """What goes before a model's payload: in fp32, where it is not there in this encoding.
 
         Raises:
-            UsageError: no such model, or not in this encoding.
+            UsageError: no such model.
             StorageError: its bytes are not the ones that were signed; they are not sent.
         """
         row = self._journal.model(digest)
         if row is None or not self.path(digest).exists():
             raise UsageError(f"There is no published model {digest[:12]}…")
-        payload = _stated(row).payload(encoding)
-        if payload is None:
-            raise UsageError(f"The model {digest[:12]}… is not published in {encoding}")
-        self.check(digest, payload)
+        payload, signed = self._told(row, encoding)
+        if is_difference(payload.encoding) and not self._is_whole(digest, payload):
+            # Exact values don't give differences back, for what was rounded rounds to others.
+            payload, signed = self._told(row, "fp32")
+        if not is_difference(payload.encoding):
+            self.check(digest, payload)
+        return signed
+
+    def _tell(
+        self, row: ModelRow, encoding: Encoding
+    ) -> tuple[ReleasePayload, federation_pb2.SignedRelease]:
+        stated = _stated(row)
+        payload = stated.payload(encoding) or stated.payload("fp32")
+        assert payload is not None, "every model is published in fp32"
         manifest = Manifest(
-            layout=self.layout(digest),
-            encoding=encoding,
+            layout=self.layout(Digest(row.digest)),
+            encoding=payload.encoding,
             byte_count=payload.byte_count,
             payload_digest=payload.payload_digest,
         )
-        return federation_pb2.SignedRelease(
+        return payload, federation_pb2.SignedRelease(
             release=row.release, signature=row.signature, manifest=manifest.to_wire()
         )
+
+    def _sendable(self, release: Release, encoding: Encoding) -> ReleasePayload:
+        """The payload in this encoding, or else in fp32; its bytes are the ones that were signed.
+
+        Exact values don't give differences back, for what was rounded rounds to others: where
+        those are damaged, fp32 is sent.
+        """
+        payload = release.payload(encoding)
+        if payload is not None and is_difference(encoding):
+            if self._is_whole(release.model_digest, payload):
+                return payload
+            payload = None
+        payload = payload or release.payload("fp32")
+        assert payload is not None, "every model is published in fp32"
+        self.check(release.model_digest, payload)
+        return payload
 
     def check(self, digest: Digest, payload: ReleasePayload | None = None) -> None:
         """Check the bytes of a model on disk before they are used or sent.
 
-        A payload in another encoding that is damaged is made again from the exact values.
+        A payload in bf16 that is damaged is made again from the exact values.
 
         Raises:
             StorageError: the exact values are damaged or gone.
         """
         encoded = payload if payload is not None and payload.encoding != "fp32" else None
-        if encoded is not None and _has_digest(
-            self.encoded_path(digest, encoded.encoding), encoded.payload_digest
-        ):
+        if encoded is not None and self._is_whole(digest, encoded):
             return
-        if not _has_digest(self.path(digest), digest):
+        if not self.digests.has(self.path(digest), digest):
             raise StorageError(
                 f"The published model {self.path(digest)} is damaged or gone",
                 next_step="Put the file back from a backup, which mends it at once, or go back to "
@@ -195,9 +240,11 @@ class Models:
         return [
             payload
             for payload in _stated(row).payloads
-            if payload.encoding != "fp32"
-            and not _has_digest(self.encoded_path(digest, payload.encoding), payload.payload_digest)
+            if payload.encoding != "fp32" and not self._is_whole(digest, payload)
         ]
+
+    def _is_whole(self, digest: Digest, payload: ReleasePayload) -> bool:
+        return self.digests.has(self.encoded_path(digest, payload.encoding), payload.payload_digest)
 
     def _encode(self, digest: Digest, encoding: Encoding) -> None:
         with (
@@ -206,9 +253,7 @@ class Models:
         ):
             encode(file, file.layout, encoding, out)
 
-    async def chunks(
-        self, digest: Digest, encoding: Encoding, offset: int
-    ) -> AsyncIterator[tensors_pb2.Chunk]:
+    async def chunks(self, digest: Digest, encoding: Encoding, offset: int) -> AsyncIterator[Chunk]:
         """The payload of a published model from ``offset`` on."""
         path, start, size = self._payload_place(digest, encoding)
         async for chunk in send_chunks(path, start=start, size=size, offset=offset):
@@ -238,16 +283,16 @@ class Models:
     def _payload(self, digest: Digest, encoding: Encoding) -> ReleasePayload:
         path, start, size = self._payload_place(digest, encoding)
         return ReleasePayload(
-            encoding=encoding, payload_digest=digest_of(path, start=start), byte_count=size
+            encoding=encoding, payload_digest=self.digests.of(path, start=start), byte_count=size
         )
 
     def _payload_place(self, digest: Digest, encoding: Encoding) -> tuple[Path, int, int]:
-        with TensorFile(self.path(digest)) as file:
-            if encoding == "fp32":
-                return file.path, file.data_offset, file.layout.size_bytes
-            size = payload_bytes(file.layout, encoding)
+        shape = self._shape(digest)
+        if encoding == "fp32":
+            return self.path(digest), shape.data_offset, shape.layout.size_bytes
         path = self.encoded_path(digest, encoding)
-        if not path.exists() or path.stat().st_size != size:
+        size = path.stat().st_size if path.exists() else 0
+        if not is_payload_size(size, shape.layout, encoding):
             raise StorageError(f"The payload {path} is missing or truncated")
         return path, 0, size
 
@@ -267,10 +312,3 @@ def models_needed(journal: Journal) -> list[str]:
 
 def _stated(row: ModelRow) -> Release:
     return release_from_wire(federation_pb2.Release.FromString(row.release))
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    try:
-        return digest_of(path) == digest
-    except StorageError:  # gone, or the disk does not give it back
-        return False

@@ -1,12 +1,14 @@
 """What should a silo do now? A pure function of run and round."""
 
+from collections.abc import Collection
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from coordinator.rounds.journal import FINISHED, PAUSED, RUNNING, RunRow
 from coordinator.rounds.machine import Phase, RoundState
 from fedreid.contract import EvaluateTask, Task, TrainTask, WaitTask
 from fedreid.names import Digest, RoundNumber, RunName, SiloName
-from fedreid.plan import Plan, learning_rate_factor
+from fedreid.plan import Encoding, Plan, learning_rate_factor
 
 
 def task_for(
@@ -23,12 +25,7 @@ def task_for(
     if run is None or plan is None:
         return WaitTask(reason="no run has been started yet")
     if run.state not in (RUNNING, PAUSED):
-        if (
-            run.state == FINISHED
-            and state is not None
-            and silo in state.invited
-            and evaluation_awaited(plan, state, silo, evaluated)
-        ):
+        if state is not None and evaluation_awaited(run, state, silo, evaluated):
             return evaluate_task(plan, state, silo)
         return WaitTask(
             reason=f"the run {run.name} is {run.state}", run_finished=run.state == FINISHED
@@ -48,11 +45,30 @@ def task_for(
     return WaitTask(reason=activity)
 
 
+def in_known_encodings(task: Task, known: Collection[Encoding]) -> Task:
+    """The task with fp32 in the place of encodings that the silo's agent does not know."""
+    if isinstance(task, TrainTask):
+        task = replace(task, upload_encoding=_known(task.upload_encoding, known))
+    if isinstance(task, TrainTask | EvaluateTask):
+        download = _known(task.download_encoding, known)
+        task = replace(task, download_encoding=download)
+    return task
+
+
+def _known(encoding: Encoding, known: Collection[Encoding]) -> Encoding:
+    return encoding if encoding in known else "fp32"
+
+
 def evaluation_awaited(
-    plan: Plan, state: RoundState, silo: str, evaluated: AbstractSet[tuple[int, str]]
+    run: RunRow, state: RoundState, silo: str, evaluated: AbstractSet[tuple[int, str]]
 ) -> bool:
-    """Whether the silo still has to measure the model that ``state`` published."""
-    return state.phase is Phase.PUBLISHED and (state.number, silo) not in evaluated
+    """Whether the silo still has to measure the run's last model, which ``state`` published."""
+    return (
+        run.state == FINISHED
+        and state.phase is Phase.PUBLISHED
+        and state.invites(silo)
+        and (state.number, silo) not in evaluated
+    )
 
 
 def train_task(plan: Plan, state: RoundState, silo: str, now_s: float) -> TrainTask:

@@ -26,6 +26,7 @@ from coordinator.trust.under_way import CallsUnderWay, UnderWay
 from fedreid.errors import (
     AccessDenied,
     ConnectionFailed,
+    Denial,
     FedreidError,
     LimitReached,
     UpdateRefused,
@@ -35,6 +36,7 @@ from fedreid.errors import (
 from fedreid.limits import MESSAGE_IDLE_S
 from fedreid.names import Principal, Role, SiloName
 from fedreid.pki.certificates import Holder, holder_of
+from fedreid.wire.chunks import parser, serialiser
 from fedreid.wire.failures import failure_message, failure_metadata
 from fedreid.work import off_loop
 
@@ -114,9 +116,9 @@ class Access(grpc.aio.ServerInterceptor):
         """
         streamed = handler.stream_unary or handler.stream_stream
         messages = functools.partial(
-            self._messages, service=service, parse=handler.request_deserializer
+            self._messages, service=service, parse=parser(handler.request_deserializer)
         )
-        serializer = handler.response_serializer
+        serializer = serialiser(handler.response_serializer)
         if handler.response_streaming:
             assert streamed is None, "no call of the contract streams both ways"
             behaviour = self._streamed_response(handler.unary_stream, service, messages)
@@ -218,7 +220,7 @@ class Access(grpc.aio.ServerInterceptor):
         try:
             return self._under_way.begin(principal)
         except LimitReached as error:
-            ACCESS_DENIED.inc()
+            ACCESS_DENIED.labels(Denial.LIMIT.value).inc()
             self._denials.note(principal.uri, service, error.what)
             raise
 
@@ -230,11 +232,13 @@ class Access(grpc.aio.ServerInterceptor):
             if holder.principal.role not in _ROLES.get(service, ()):
                 raise AccessDenied(
                     f"A certificate of the role {holder.principal.role.value!r} can't call "
-                    f"{service}"
+                    f"{service}",
+                    reason=Denial.ROLE,
                 )
             self._registry.check(holder)
         except FedreidError as error:
-            ACCESS_DENIED.inc()
+            reason = error.reason if isinstance(error, AccessDenied) else Denial.CERTIFICATE
+            ACCESS_DENIED.labels(reason.value).inc()
             self._denials.note(caller, service, error.what)
             raise
         _caller.set(holder)
@@ -244,10 +248,12 @@ class Access(grpc.aio.ServerInterceptor):
 def _peer(context: Any) -> Holder:
     properties = context.auth_context()
     if properties.get("ssl_tls_version", [b""])[0] != _TLS_VERSION:
-        raise AccessDenied("Only TLS 1.3 is spoken here")
+        raise AccessDenied("Only TLS 1.3 is spoken here", reason=Denial.CERTIFICATE)
     if properties.get("ssl_session_reused", [b""])[0] != b"false":
         # A resumed session carries what was checked when it began, and agents never resume one.
-        raise AccessDenied("A connection must begin with a whole TLS handshake")
+        raise AccessDenied(
+            "A connection must begin with a whole TLS handshake", reason=Denial.CERTIFICATE
+        )
     pem = properties.get("x509_pem_cert", [b""])[0]
     return _holder_of_pem(pem)
 

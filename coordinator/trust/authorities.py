@@ -9,6 +9,7 @@ The state is one small file that is replaced whole, and an authority's folder is
 the state names it, so that a crash leaves the step before or the step after.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,17 +43,29 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     issuing: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Known:
-    """The state and what it names."""
+    """The state and what it names; what follows from them is asked for with every poll."""
 
     state: _State
     authorities: tuple[Authority, ...]
     key_ids: frozenset[str]
 
-    @property
+    @functools.cached_property
     def issuing(self) -> Authority:
         return self.authorities[self.state.trusted.index(self.state.issuing)]
+
+    @functools.cached_property
+    def trusted(self) -> tuple[Authority, ...]:
+        return tuple(sorted(self.authorities, key=lambda each: each is not self.issuing))
+
+    @functools.cached_property
+    def bundle_pem(self) -> bytes:
+        return b"".join(authority.certificate_pem for authority in self.trusted)
+
+    @functools.cached_property
+    def digest(self) -> Digest:
+        return authorities_digest(self.bundle_pem)
 
 
 class Authorities:
@@ -83,18 +96,17 @@ class Authorities:
     @property
     def trusted(self) -> tuple[Authority, ...]:
         """All that are trusted now, the issuing one first."""
-        known = self._known
-        return tuple(sorted(known.authorities, key=lambda each: each is not known.issuing))
+        return self._known.trusted
 
     @property
     def bundle_pem(self) -> bytes:
         """The certificates of all that are trusted."""
-        return b"".join(authority.certificate_pem for authority in self.trusted)
+        return self._known.bundle_pem
 
     @property
     def digest(self) -> Digest:
         """By which a silo says that it trusts these."""
-        return authorities_digest(self.bundle_pem)
+        return self._known.digest
 
     def issued(self, holder: Holder) -> bool:
         """Whether one that is trusted now has issued a certificate."""

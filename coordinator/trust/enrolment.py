@@ -215,6 +215,7 @@ class Enrolment:
         if row is None or not same_key or row.state not in (ACTIVE, PENDING):
             raise TokenRefused(
                 "The join token was already used by another key",
+                reused=fingerprint != token.key_fingerprint,
                 why="a token is good for one agent; if it was not you, it has leaked",
                 next_step="Tell the coordinator's operators, and ask for a new token.",
             )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from coordinator.config import Config
 from coordinator.folders import Folders
+from coordinator.metrics import TLS_RELOAD_FAILURES
 from coordinator.trust.authorities import Authorities
 from coordinator.trust.own import keep_own_identities
 from fedreid.audit import AuditLog
@@ -104,6 +105,7 @@ class Keeper:
                 await off_loop(self.look)
                 told = ""
             except FedreidError as error:
+                TLS_RELOAD_FAILURES.inc()
                 if str(error) != told:
                     told = str(error)
                     say(told)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from coordinator.rounds.journal import Journal, SiloRow
 from fedreid.clock import Clock
-from fedreid.errors import AccessDenied, SiloSuspended, UsageError
+from fedreid.errors import AccessDenied, Denial, SiloSuspended, UsageError
 from fedreid.limits import CLOCK_SKEW_S, KEY_GRACE_S
 from fedreid.names import FederationName, Role
 from fedreid.pki.certificates import Holder
@@ -91,6 +91,10 @@ class Registry:
         row = self._silos.get(name)
         return row is not None and row.state == ACTIVE
 
+    def count_active(self) -> int:
+        """How many silos take part."""
+        return sum(row.state == ACTIVE for row in list(self._silos.values()))
+
     def may_talk(self, name: str) -> bool:
         """Whether the silo may call at all; more silos may than take part."""
         row = self._silos.get(name)
@@ -108,11 +112,15 @@ class Registry:
         """
         principal = holder.principal
         if principal.federation != self._federation:
-            raise AccessDenied(f"The certificate is of another federation: {principal.federation}")
+            raise AccessDenied(
+                f"The certificate is of another federation: {principal.federation}",
+                reason=Denial.FEDERATION,
+            )
         now_s = self._clock.now_s()
         if not holder.not_before_s <= now_s < holder.not_after_s:
             raise AccessDenied(
                 f"The certificate of {principal.name} has expired, or is not valid yet",
+                reason=Denial.EXPIRED,
                 why="it ended while the silo was away, or one of the clocks is wrong",
                 next_step="Check the clocks; then ask for a new join token, and: silo-agent join "
                 "--rejoin --token-file FILE.",
@@ -120,6 +128,7 @@ class Registry:
         if not self._external and not self._issued_here(holder):
             raise AccessDenied(
                 f"The certificate of {principal.name} is of an authority that is trusted no longer",
+                reason=Denial.AUTHORITY,
                 next_step="Use the newest identity, or join again with a new token.",
             )
         if principal.role is Role.SILO:
@@ -187,12 +196,14 @@ class Registry:
         if row is None:
             raise AccessDenied(
                 f"The silo {holder.principal.name} is not registered",
+                reason=Denial.NOT_REGISTERED,
                 next_step="Join with a token of this federation's coordinator, or ask its "
                 "operators to register this silo.",
             )
         if row.state == SUSPENDED:
             raise SiloSuspended(
                 f"The silo {row.name} is suspended",
+                reason=Denial.STATE,
                 why=row.reason,
                 next_step="The coordinator's operators let it in again: coordinator silo resume.",
             )
@@ -201,6 +212,7 @@ class Registry:
                 f"The silo {row.name} has {row.state}"
                 if row.state == LEFT
                 else f"The silo {row.name} is {row.state}",
+                reason=Denial.STATE,
                 why=row.reason,
                 next_step="Ask the coordinator's operators.",
             )
@@ -211,6 +223,7 @@ class Registry:
             if self._issued_here(holder):
                 raise AccessDenied(
                     f"The certificate of {row.name} is of the coordinator's own authority",
+                    reason=Denial.AUTHORITY,
                     why="in this federation the operators' own PKI vouches for silos",
                     next_step="Use the certificate of that PKI.",
                 )
@@ -221,6 +234,7 @@ class Registry:
         if holder.key_fingerprint not in known and not self._forgotten(row, holder):
             raise AccessDenied(
                 f"The silo {row.name} has a newer key",
+                reason=Denial.KEY,
                 why="its identity was renewed, or somebody joined again under this name",
                 next_step="Use the newest identity, or ask the coordinator's operators.",
             )

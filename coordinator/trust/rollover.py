@@ -87,6 +87,10 @@ class RollOver:
             self._authorities.drop()
             self._follow_up("ca.dropped", left_behind)
 
+    def has_acknowledged(self, silo: SiloName, authorities_digest: str) -> bool:
+        """Whether it is known already that a silo trusts these authorities."""
+        return self._registry.known(silo).authorities_digest == authorities_digest
+
     def acknowledge(self, silo: SiloName, authorities_digest: str) -> None:
         """Note which authorities a silo says it trusts; blocks on the disk if that is new."""
         self._registry.acknowledge(silo, authorities_digest)

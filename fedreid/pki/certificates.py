@@ -6,6 +6,7 @@ P-256 throughout. The subject is empty of meaning: a party is named by exactly o
 
 import base64
 import datetime
+import functools
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,19 +38,19 @@ class Holder:
     """Key identifier of the authority that signed it, hexadecimal; empty if it names none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Authority:
-    """The federation's certificate authority."""
+    """The federation's certificate authority; what follows from it is worked out once."""
 
     certificate: x509.Certificate
     key: PrivateKey
 
-    @property
+    @functools.cached_property
     def certificate_pem(self) -> bytes:
         """The certificate alone."""
         return to_pem(self.certificate)
 
-    @property
+    @functools.cached_property
     def key_id(self) -> str:
         """The identifier by which the certificates that it signs name its key, hexadecimal."""
         return x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()).digest.hex()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedreid.ahead import made_ahead
 from fedreid.errors import JobFailed
 from fedreid.reid.transforms import ByteArray, ImageStore, normalise
 from fedreid.wire.tensors import FloatArray
@@ -42,9 +43,13 @@ def extract_features(
     """
     backbone.eval()
     blocks: list[FloatArray] = []
-    for start in range(0, len(images), batch_size):
-        indices_N = np.arange(start, min(start + batch_size, len(images)))
-        blocks.append(pixel_features(backbone, images.batch(indices_N), device=device))
+    batches = [
+        np.arange(start, min(start + batch_size, len(images)))
+        for start in range(0, len(images), batch_size)
+    ]
+    ready = made_ahead(lambda indices_N: normalise(images.batch(indices_N), device), batches)
+    for indices_N, images_NCHW in zip(batches, ready, strict=True):
+        blocks.append(_finite_features(backbone, images_NCHW))
         tell(int(indices_N[-1]) + 1)
     return np.concatenate(blocks) if blocks else np.zeros((0, 0), dtype=np.float32)
 
@@ -57,8 +62,12 @@ def pixel_features(
     Raises:
         JobFailed: the model gives values that are not finite.
     """
+    return _finite_features(backbone, normalise(pixels_NCHW, device))
+
+
+def _finite_features(backbone: nn.Module, images_NCHW: Tensor) -> FloatArray:
     with torch.inference_mode():
-        features_ND = features_of(backbone, normalise(pixels_NCHW, device))
+        features_ND = features_of(backbone, images_NCHW)
     feats_ND: FloatArray = features_ND.cpu().numpy()
     if not np.isfinite(feats_ND).all():
         raise JobFailed(

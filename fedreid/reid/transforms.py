@@ -116,7 +116,9 @@ def pixels_of(path: Path, size: tuple[int, int]) -> ByteArray:
 
 def normalise(pixels_NCHW: ByteArray, device: torch.device | None = None) -> Tensor:
     """images_NCHW for a backbone: 0..1, then ImageNet's mean and deviation; the evaluation form."""
-    images_NCHW = torch.from_numpy(pixels_NCHW).to(device)
+    images_NCHW = torch.from_numpy(pixels_NCHW)
+    if device is not None and device.type == "cuda":  # as bytes, and without waiting for the copy
+        images_NCHW = images_NCHW.pin_memory().to(device, non_blocking=True)
     images_NCHW = images_NCHW.to(memory_format=torch.channels_last).to(torch.float32)
     scale_C = 1.0 / (255.0 * torch.tensor(STD_C, device=device))
     shift_C = torch.tensor(MEAN_C, device=device) / torch.tensor(STD_C, device=device)

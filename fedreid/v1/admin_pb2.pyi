@@ -804,6 +804,26 @@ class RoundSummary(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUMBER_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -820,6 +840,8 @@ class RoundSummary(_message.Message):
     GATE_MAP_FIELD_NUMBER: _builtins.int
     GATE_BEST_MAP_FIELD_NUMBER: _builtins.int
     DECLINED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Its number, from 1."""
     phase: _builtins.str
@@ -844,6 +866,8 @@ class RoundSummary(_message.Message):
     """What the evaluation gate measured and compared with; absent without a gate."""
     gate_best_map: _builtins.float
     """See gate_map: the best of the models published before."""
+    deadline_s: _builtins.float
+    """When the phase must have ended, seconds since the Unix epoch; 0 once the round has."""
     @_builtins.property
     def invited(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Silos invited, sorted."""
@@ -859,6 +883,10 @@ class RoundSummary(_message.Message):
     @_builtins.property
     def declined(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Invited silos that declined the round, each with the key of its policy that forbade it."""
+
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Silos whose update was refused for its content, each with the reason: "norm", "not_finite", …"""
 
     def __init__(
         self,
@@ -879,10 +907,12 @@ class RoundSummary(_message.Message):
         gate_map: _builtins.float | None = ...,
         gate_best_map: _builtins.float | None = ...,
         declined: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        deadline_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "base_digest", b"base_digest", "declined", b"declined", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "download_bytes", b"download_bytes", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map", "invited", b"invited", "model_digest", b"model_digest", "number", b"number", "participants", b"participants", "phase", b"phase", "phase_seconds", b"phase_seconds", "reason", b"reason", "update_norm", b"update_norm", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after", "_distillation_loss_before", b"_distillation_loss_before", "_gate_best_map", b"_gate_best_map", "_gate_map", b"_gate_map", "base_digest", b"base_digest", "deadline_s", b"deadline_s", "declined", b"declined", "distillation_loss_after", b"distillation_loss_after", "distillation_loss_before", b"distillation_loss_before", "download_bytes", b"download_bytes", "gate_best_map", b"gate_best_map", "gate_map", b"gate_map", "invited", b"invited", "model_digest", b"model_digest", "number", b"number", "participants", b"participants", "phase", b"phase", "phase_seconds", b"phase_seconds", "reason", b"reason", "refused", b"refused", "update_norm", b"update_norm", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distillation_loss_after: _TypeAlias = _typing.Literal["distillation_loss_after"]  # noqa: Y015
     _WhichOneofArgType__distillation_loss_after: _TypeAlias = _typing.Literal["_distillation_loss_after", b"_distillation_loss_after"]  # noqa: Y015

@@ -144,6 +144,7 @@ class NextTaskRequest(_message.Message):
     AUTHORITIES_DIGEST_FIELD_NUMBER: _builtins.int
     NEWEST_VERSION_FIELD_NUMBER: _builtins.int
     NEWEST_DIGEST_FIELD_NUMBER: _builtins.int
+    ENCODINGS_FIELD_NUMBER: _builtins.int
     wait_s: _builtins.float
     """Seconds that the agent is willing to wait; the coordinator may answer sooner."""
     authorities_digest: _builtins.str
@@ -154,6 +155,12 @@ class NextTaskRequest(_message.Message):
     """
     newest_digest: _builtins.str
     """Digest of that model."""
+    @_builtins.property
+    def encodings(self) -> _containers.RepeatedScalarFieldContainer[_tensors_pb2.Encoding.ValueType]:
+        """Encodings that the agent can write and read; a task proposes no other. Empty = FP32 and BF16,
+        which every agent knows.
+        """
+
     def __init__(
         self,
         *,
@@ -161,10 +168,11 @@ class NextTaskRequest(_message.Message):
         authorities_digest: _builtins.str = ...,
         newest_version: _builtins.int = ...,
         newest_digest: _builtins.str = ...,
+        encodings: _abc.Iterable[_tensors_pb2.Encoding.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities_digest", b"authorities_digest", "newest_digest", b"newest_digest", "newest_version", b"newest_version", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities_digest", b"authorities_digest", "encodings", b"encodings", "newest_digest", b"newest_digest", "newest_version", b"newest_version", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -586,7 +594,7 @@ class FetchModelRequest(_message.Message):
     model_digest: _builtins.str
     """Digest of the model."""
     encoding: _tensors_pb2.Encoding.ValueType
-    """Encoding of the payload."""
+    """Encoding of the payload. One of differences needs the model of Release.base_digest, exactly."""
     offset: _builtins.int
     """Where to begin in the payload, in bytes; for going on after a broken connection."""
     def __init__(
@@ -651,7 +659,7 @@ class SignedRelease(_message.Message):
     """Ed25519 signature over "fedreid release v1", a zero byte, and the bytes of release."""
     @_builtins.property
     def manifest(self) -> _tensors_pb2.Manifest:
-        """What the chunks of this answer hold."""
+        """What the chunks of this answer hold, or would hold if it were asked for."""
 
     def __init__(
         self,
@@ -693,7 +701,9 @@ class Release(_message.Message):
     model_digest: _builtins.str
     """BLAKE3 of the model's canonical safetensors file."""
     base_digest: _builtins.str
-    """Digest of the model that this round started from; empty for the start weights."""
+    """Digest of the model that this round started from, from which payloads of differences are;
+    empty for the start weights.
+    """
     layout_digest: _builtins.str
     """BLAKE3 of the header of the canonical file: the names and shapes, whatever the encoding."""
     @_builtins.property

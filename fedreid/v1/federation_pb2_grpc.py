@@ -110,7 +110,9 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchModel(self, request, context):
-        """A published model: its release first, then its payload from the wanted offset.
+        """A published model: its release first, then its payload from the wanted offset. Where the model
+        is not there in the wanted encoding, the release comes alone and its manifest is of FP32, which
+        can be asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +126,9 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SendUpload(self, request_iterator, context):
-        """The payload of an opened upload; answered after the update is durably accepted.
+        """The payload of an opened upload; answered after the update is durably accepted. The first
+        message names the upload; who then waits for the call's initial metadata, which come when it is
+        its turn, keeps what it has to send out of the coordinator's memory until then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,11 +42,17 @@ class FederationStub:
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]
     """Says that the silo is alive while it trains, and learns whether its round still is."""
     FetchModel: _grpc.UnaryStreamMultiCallable[_federation_pb2.FetchModelRequest, _federation_pb2.FetchModelResponse]
-    """A published model: its release first, then its payload from the wanted offset."""
+    """A published model: its release first, then its payload from the wanted offset. Where the model
+    is not there in the wanted encoding, the release comes alone and its manifest is of FP32, which
+    can be asked for.
+    """
     OpenUpload: _grpc.UnaryUnaryMultiCallable[_federation_pb2.OpenUploadRequest, _federation_pb2.OpenUploadResponse]
     """Announces an update; answers where to go on, or why it will not count."""
     SendUpload: _grpc.StreamUnaryMultiCallable[_federation_pb2.SendUploadRequest, _federation_pb2.SendUploadResponse]
-    """The payload of an opened upload; answered after the update is durably accepted."""
+    """The payload of an opened upload; answered after the update is durably accepted. The first
+    message names the upload; who then waits for the call's initial metadata, which come when it is
+    its turn, keeps what it has to send out of the coordinator's memory until then.
+    """
     ReportEvaluation: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]
     """Numbers measured on the silo's own query and gallery."""
     Decline: _grpc.UnaryUnaryMultiCallable[_federation_pb2.DeclineRequest, _federation_pb2.DeclineResponse]
@@ -68,11 +74,17 @@ class FederationAsyncStub(FederationStub):
     Heartbeat: _aio.UnaryUnaryMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Says that the silo is alive while it trains, and learns whether its round still is."""
     FetchModel: _aio.UnaryStreamMultiCallable[_federation_pb2.FetchModelRequest, _federation_pb2.FetchModelResponse]  # type: ignore[assignment]
-    """A published model: its release first, then its payload from the wanted offset."""
+    """A published model: its release first, then its payload from the wanted offset. Where the model
+    is not there in the wanted encoding, the release comes alone and its manifest is of FP32, which
+    can be asked for.
+    """
     OpenUpload: _aio.UnaryUnaryMultiCallable[_federation_pb2.OpenUploadRequest, _federation_pb2.OpenUploadResponse]  # type: ignore[assignment]
     """Announces an update; answers where to go on, or why it will not count."""
     SendUpload: _aio.StreamUnaryMultiCallable[_federation_pb2.SendUploadRequest, _federation_pb2.SendUploadResponse]  # type: ignore[assignment]
-    """The payload of an opened upload; answered after the update is durably accepted."""
+    """The payload of an opened upload; answered after the update is durably accepted. The first
+    message names the upload; who then waits for the call's initial metadata, which come when it is
+    its turn, keeps what it has to send out of the coordinator's memory until then.
+    """
     ReportEvaluation: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]  # type: ignore[assignment]
     """Numbers measured on the silo's own query and gallery."""
     Decline: _aio.UnaryUnaryMultiCallable[_federation_pb2.DeclineRequest, _federation_pb2.DeclineResponse]  # type: ignore[assignment]
@@ -115,7 +127,10 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.FetchModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.FetchModelResponse], _abc.AsyncIterator[_federation_pb2.FetchModelResponse]]:
-        """A published model: its release first, then its payload from the wanted offset."""
+        """A published model: its release first, then its payload from the wanted offset. Where the model
+        is not there in the wanted encoding, the release comes alone and its manifest is of FP32, which
+        can be asked for.
+        """
 
     @_abc_1.abstractmethod
     def OpenUpload(
@@ -131,7 +146,10 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_federation_pb2.SendUploadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.SendUploadResponse, _abc.Awaitable[_federation_pb2.SendUploadResponse]]:
-        """The payload of an opened upload; answered after the update is durably accepted."""
+        """The payload of an opened upload; answered after the update is durably accepted. The first
+        message names the upload; who then waits for the call's initial metadata, which come when it is
+        its turn, keeps what it has to send out of the coordinator's memory until then.
+        """
 
     @_abc_1.abstractmethod
     def ReportEvaluation(

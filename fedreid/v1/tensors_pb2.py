@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64reid/v1/tensors.proto\x12\nfedreid.v1\")\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\"\x87\x01\n\x08Manifest\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.fedreid.v1.TensorSpec\x12&\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x14.fedreid.v1.Encoding\x12\x12\n\nbyte_count\x18\x03 \x01(\x04\x12\x16\n\x0epayload_digest\x18\x04 \x01(\t\"5\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*J\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x11\n\rENCODING_FP32\x10\x01\x12\x11\n\rENCODING_BF16\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64reid/v1/tensors.proto\x12\nfedreid.v1\")\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\"\x87\x01\n\x08Manifest\x12\'\n\x07tensors\x18\x01 \x03(\x0b\x32\x16.fedreid.v1.TensorSpec\x12&\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x14.fedreid.v1.Encoding\x12\x12\n\nbyte_count\x18\x03 \x01(\x04\x12\x16\n\x0epayload_digest\x18\x04 \x01(\t\"5\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*\x81\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x11\n\rENCODING_FP32\x10\x01\x12\x11\n\rENCODING_BF16\x10\x02\x12\x17\n\x13\x45NCODING_INT8_DELTA\x10\x03\x12\x1c\n\x18\x45NCODING_INT8_DELTA_ZSTD\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedreid.v1.tensors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=276
-  _globals['_ENCODING']._serialized_end=350
+  _globals['_ENCODING']._serialized_start=277
+  _globals['_ENCODING']._serialized_end=406
   _globals['_TENSORSPEC']._serialized_start=40
   _globals['_TENSORSPEC']._serialized_end=81
   _globals['_MANIFEST']._serialized_start=84

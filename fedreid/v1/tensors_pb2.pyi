@@ -31,6 +31,13 @@ class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.Val
     """Every value as a little-endian IEEE 754 binary32: exact."""
     ENCODING_BF16: _Encoding.ValueType  # 2
     """Learned values as bfloat16, rounded to nearest even; running means and variances as binary32."""
+    ENCODING_INT8_DELTA: _Encoding.ValueType  # 3
+    """The difference from a base model. A learned tensor of two or more dimensions is one binary32
+    scale for each index of its first dimension, then one signed byte for each value; a value is
+    base + scale * byte, in binary32 and in this order. All other tensors are as in FP32.
+    """
+    ENCODING_INT8_DELTA_ZSTD: _Encoding.ValueType  # 4
+    """INT8_DELTA as one zstd stream."""
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
     """How the values of a payload are written."""
@@ -41,6 +48,13 @@ ENCODING_FP32: Encoding.ValueType  # 1
 """Every value as a little-endian IEEE 754 binary32: exact."""
 ENCODING_BF16: Encoding.ValueType  # 2
 """Learned values as bfloat16, rounded to nearest even; running means and variances as binary32."""
+ENCODING_INT8_DELTA: Encoding.ValueType  # 3
+"""The difference from a base model. A learned tensor of two or more dimensions is one binary32
+scale for each index of its first dimension, then one signed byte for each value; a value is
+base + scale * byte, in binary32 and in this order. All other tensors are as in FP32.
+"""
+ENCODING_INT8_DELTA_ZSTD: Encoding.ValueType  # 4
+"""INT8_DELTA as one zstd stream."""
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
 
 @_typing.final
@@ -84,7 +98,9 @@ class Manifest(_message.Message):
     encoding: Global___Encoding.ValueType
     """How the values are written."""
     byte_count: _builtins.int
-    """Bytes of the whole payload; must equal what tensors and encoding give."""
+    """Bytes of the whole payload; must equal what tensors and encoding give, or for a compressed
+    encoding be no more than it can take at most.
+    """
     payload_digest: _builtins.str
     """BLAKE3 of the whole payload, 64 hexadecimal digits."""
     @_builtins.property

@@ -12,16 +12,14 @@ import google_crc32c
 
 from fedreid import faults
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
-from fedreid.files import remove_file, sync_folder
+from fedreid.files import read_into, remove_file
 from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
 from fedreid.names import Digest
-from fedreid.v1 import tensors_pb2
+from fedreid.wire.chunks import AnyChunk, Chunk
 from fedreid.work import off_loop
 
 
-async def send_chunks(
-    path: Path, *, start: int, size: int, offset: int
-) -> AsyncIterator[tensors_pb2.Chunk]:
+async def send_chunks(path: Path, *, start: int, size: int, offset: int) -> AsyncIterator[Chunk]:
     """The payload that lies in ``path`` at ``start`` with ``size`` bytes, from ``offset`` on.
 
     Chunks grow while the line takes them fast, and shrink where it is slow: a chunk is what a
@@ -41,14 +39,12 @@ async def send_chunks(
             offset += len(chunk.data)
 
 
-def _read_chunk(
-    descriptor: int, path: Path, start: int, offset: int, count: int
-) -> tensors_pb2.Chunk:
+def _read_chunk(descriptor: int, path: Path, start: int, offset: int, count: int) -> Chunk:
     with storage_errors("read", path):
         data = os.pread(descriptor, count, start + offset)
     if not data:
         raise StorageError(f"The file {path} has become shorter while it was sent")
-    return tensors_pb2.Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
+    return Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
 
 
 def _next_size(chunk_bytes: int, took_s: float) -> int:
@@ -69,7 +65,8 @@ class PartialFile:
         self.path = path
         self._prefix = prefix
         self._size = size
-        self._hasher = blake3.blake3()
+        self._payload_hasher = blake3.blake3()
+        self._file_hasher = blake3.blake3(prefix)
         self.offset = 0
         with storage_errors("write", path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -96,7 +93,7 @@ class PartialFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def write(self, chunk: tensors_pb2.Chunk) -> None:
+    def write(self, chunk: AnyChunk) -> None:
         """Take the next chunk.
 
         Raises:
@@ -117,11 +114,20 @@ class PartialFile:
         if google_crc32c.value(data) != chunk.crc32c:
             raise UpdateRefused(Refusal.CHUNK, f"The chunk at {chunk.offset} has a wrong checksum")
         self._put(data, len(self._prefix) + self.offset)
-        self._hasher.update(data)
+        self._hash(data)
         self.offset += len(data)
 
+    @property
+    def file_digest(self) -> Digest:
+        """Of the file so far, its prefix included."""
+        return Digest((self._file_hasher if self._prefix else self._payload_hasher).hexdigest())
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with what has come of the payload, from ``offset`` on."""
+        read_into(self._descriptor, self.path, len(self._prefix) + offset, view)
+
     def finish(self, digest: Digest) -> None:
-        """Check length and digest, and make the bytes durable.
+        """Check length and digest, and make the bytes durable; the name is the caller's to sync.
 
         Raises:
             UpdateRefused: truncated, or another digest; the partial file is removed.
@@ -130,12 +136,11 @@ class PartialFile:
             raise UpdateRefused(
                 Refusal.BYTE_COUNT, f"The payload ends after {self.offset} of {self._size} bytes"
             )
-        if self._hasher.hexdigest() != digest:
+        if self._payload_hasher.hexdigest() != digest:
             self.discard()
             raise UpdateRefused(Refusal.DIGEST, "The payload has another digest than announced")
         with storage_errors("write", self.path), faults.step("payload.sync"):
             os.fsync(self._descriptor)
-            sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove the file."""
@@ -151,9 +156,14 @@ class PartialFile:
             return
         position = len(self._prefix)
         while data := os.pread(self._descriptor, CHUNK_BYTES, position):
-            self._hasher.update(data)
+            self._hash(data)
             position += len(data)
         self.offset = position - len(self._prefix)
+
+    def _hash(self, data: bytes) -> None:
+        self._payload_hasher.update(data)
+        if self._prefix:
+            self._file_hasher.update(data)
 
     def _put(self, data: bytes, position: int) -> None:
         with storage_errors("write", self.path):

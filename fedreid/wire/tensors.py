@@ -5,6 +5,7 @@ no gaps, no metadata. Its data section is then also the ``fp32`` payload on the 
 files are streamed as they lie, and the BLAKE3 digest of the whole file names the model.
 """
 
+import functools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
-from fedreid.files import replacing
+from fedreid.files import read_into, replacing
 from fedreid.limits import (
     MANIFEST_TENSORS,
     MIB,
@@ -36,6 +37,7 @@ _ITEM_BYTES = 4
 _HEADER_LENGTH = struct.Struct("<Q")
 _HEADER_MAX_BYTES = 32 * MIB
 _ALIGNMENT = 8
+_KNOWN = 8  # layouts, of which a federation has one: every update of a round has the same
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,11 +58,11 @@ class TensorSpec:
         return self.elements * _ITEM_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """An ordered set of tensors laid end to end."""
 
-    specs: tuple[TensorSpec, ...]
+    specs: tuple[TensorSpec, ...]  # no slots: what follows from it is worked out once
 
     @classmethod
     def of(cls, specs: Iterable[TensorSpec]) -> "Layout":
@@ -73,7 +75,7 @@ class Layout:
         _check_specs(ordered)
         return cls(ordered)
 
-    @property
+    @functools.cached_property
     def size_bytes(self) -> int:
         """Bytes of all decoded values."""
         return sum(spec.size_bytes for spec in self.specs)
@@ -95,8 +97,17 @@ class Layout:
         wanted = set(names)
         return Layout(tuple(spec for spec in self.specs if spec.name in wanted))
 
+    @functools.cached_property
+    def places(self) -> "dict[str, tuple[TensorSpec, int]]":
+        """By name, each tensor and its byte offset in the data section."""
+        return {spec.name: (spec, offset) for spec, offset in self.offsets()}
+
     def header(self) -> bytes:
         """The safetensors header that goes before the data section."""
+        return self._header
+
+    @functools.cached_property
+    def _header(self) -> bytes:
         entries = {
             spec.name: {
                 "dtype": "F32",
@@ -141,6 +152,16 @@ def batch_norm_names(names: Iterable[str]) -> frozenset[str]:
     return frozenset(layer + part for layer in layers for part in parts) & known
 
 
+def squared_norm(values: FloatArray) -> float:
+    """Σ v² of a block, in float32 where that holds it: right to about 1e-5 for a million values."""
+    with np.errstate(over="ignore"):
+        squared = float(values @ values)
+    if math.isfinite(squared):
+        return squared
+    wide = values.astype(np.float64)
+    return float(wide @ wide)
+
+
 def is_statistic(name: str) -> bool:
     """Whether the tensor is a running mean or variance: counted, not learned."""
     return name.endswith(("running_mean", "running_var"))
@@ -150,6 +171,16 @@ def layout_of(path: Path) -> Layout:
     """Names and shapes of a tensor file; StorageError if it is damaged."""
     with TensorFile(path) as file:
         return file.layout
+
+
+def data_offset_of(path: Path) -> int:
+    """Where a tensor file's data section begins, as its first bytes state; nothing is checked."""
+    with storage_errors("read", path), path.open("rb") as stream:
+        prefix = stream.read(_HEADER_LENGTH.size)
+    if len(prefix) < _HEADER_LENGTH.size:
+        return _HEADER_LENGTH.size
+    (length,) = _HEADER_LENGTH.unpack(prefix)
+    return _HEADER_LENGTH.size + int(length)
 
 
 class TensorFile:
@@ -169,7 +200,6 @@ class TensorFile:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._offsets = {spec.name: (spec, offset) for spec, offset in self.layout.offsets()}
 
     def __enter__(self) -> Self:
         return self
@@ -186,9 +216,13 @@ class TensorFile:
         """Release the descriptor."""
         os.close(self._descriptor)
 
+    def offset(self, name: str) -> int:
+        """Where a tensor begins in the data section; KeyError if the file has none of that name."""
+        return self.layout.places[name][1]
+
     def read(self, name: str) -> FloatArray:
         """One tensor in its shape; KeyError if the file has none of that name."""
-        spec, offset = self._offsets[name]
+        spec, offset = self.layout.places[name]
         return self.values(offset, spec.size_bytes).reshape(spec.shape)
 
     def values(self, offset: int, size: int) -> FloatArray:
@@ -199,13 +233,7 @@ class TensorFile:
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` from the data section at ``offset`` bytes."""
-        done = 0
-        with storage_errors("read", self.path):
-            while done < len(view):
-                count = os.preadv(self._descriptor, [view[done:]], self.data_offset + offset + done)
-                if count == 0:
-                    raise _damaged(self.path, "it ends too early")
-                done += count
+        read_into(self._descriptor, self.path, self.data_offset + offset, view)
 
     def read_all(self) -> dict[str, FloatArray]:
         """Every tensor; costs the whole model in memory."""
@@ -269,21 +297,30 @@ def _read_header(descriptor: int, path: Path) -> tuple[Layout, int]:
         raise _damaged(path, "its header is too long")
     text = os.pread(descriptor, length, _HEADER_LENGTH.size)
     try:
-        entries = json.loads(text)
-        specs = []
-        for name, entry in entries.items():
-            if entry["dtype"] != "F32":
-                raise _damaged(path, f"the tensor {name!r} is no float32")
-            specs.append(TensorSpec(name, tuple(int(size) for size in entry["shape"])))
-        layout = Layout.of(specs)
-    except (
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-        UpdateRefused,
-    ) as error:  # fmt: skip
-        raise _damaged(path, f"its header can't be read ({error})") from error
-    if layout.header() != prefix + text:
-        raise _damaged(path, "its header is not the canonical one")
+        layout = _layout_in(prefix + text)
+    except UpdateRefused as error:
+        raise _damaged(path, f"its header can't be read ({error.what})") from error
     data_offset = _HEADER_LENGTH.size + length
     if os.fstat(descriptor).st_size != data_offset + layout.size_bytes:
         raise _damaged(path, "its size does not fit its header")
     return layout, data_offset
+
+
+@functools.lru_cache(_KNOWN)
+def _layout_in(header: bytes) -> Layout:
+    """The layout in a canonical header; UpdateRefused if it is none."""
+    try:
+        entries = json.loads(header[_HEADER_LENGTH.size :])
+        specs = []
+        for name, entry in entries.items():
+            if entry["dtype"] != "F32":
+                raise ValueError(f"the tensor {name!r} is no float32")
+            specs.append(TensorSpec(name, tuple(int(size) for size in entry["shape"])))
+        layout = Layout.of(specs)
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
+        raise UpdateRefused(Refusal.MANIFEST, str(error)) from error
+    if layout.header() != header:
+        raise UpdateRefused(Refusal.MANIFEST, "it is not the canonical one")
+    return layout

@@ -44,6 +44,8 @@ class TrainJob(Job, frozen=True, kw_only=True):
     training) and ``private/`` with what never leaves (classifier, standalone state)."""
     checkpoints: str = ""
     """Folder of what a killed attempt at this job left to go on from; empty: none is kept."""
+    compiled: bool = False
+    """Train with torch.compile."""
     evaluate: tuple[ModelKind, ...]
     standalone: bool
 
@@ -57,6 +59,7 @@ class TrainJob(Job, frozen=True, kw_only=True):
         previous: str,
         out: str,
         checkpoints: str = "",
+        compiled: bool = False,
     ) -> "TrainJob":
         """The job that a task gives a silo."""
         kinds: tuple[ModelKind, ...] = ()
@@ -75,6 +78,7 @@ class TrainJob(Job, frozen=True, kw_only=True):
             previous=previous,
             out=out,
             checkpoints=checkpoints,
+            compiled=compiled,
             evaluate=kinds,
             standalone=task.standalone,
         )

@@ -69,11 +69,12 @@ class LocalRound:
         images = self.data.train.images
         probe_N = self._probe()
         before_NC = self._logits(learner, probe_N, "before")
-        trained = self._train(learner, "training")
+        key = self._key()
+        trained = self._train(learner, "training", key)
         after_NC = self._logits(learner, probe_N, "after")
         self._measure(learner, "local", evaluations)
         self._keep_federated(learner)
-        self._standalone(evaluations)
+        self._standalone(evaluations, key)
         return TrainReport(
             num_images=len(images),
             num_identities=len(self.data.identities),
@@ -120,7 +121,7 @@ class LocalRound:
         )
         return Learner(backbone=backbone.to(self.device), classifier=classifier.to(self.device))
 
-    def _train(self, learner: Learner, phase: str) -> Trained:
+    def _train(self, learner: Learner, phase: str, key: str) -> Trained:
         folder = self.job.checkpoints
         return train(
             learner,
@@ -135,14 +136,20 @@ class LocalRound:
             ),
             checkpoints=Checkpoints(
                 Path(folder) / phase if folder else None,
-                self._key(),
+                key,
                 pace=self.pace,
                 group=self.group,
             ),
+            compiled=self.job.compiled,
         )
 
     def _key(self) -> str:
-        """A digest of all that a training is settled by: with another one it goes another way."""
+        """A digest of all that a training is settled by: with another one it goes another way.
+
+        Only checkpoints need it; empty without them, for it reads the whole model.
+        """
+        if not self.job.checkpoints:
+            return ""
         told = replace(self.job, out="", checkpoints="")
         hasher = blake3.blake3(msgspec.json.encode(told))
         hasher.update(digest_of(Path(self.job.base_model)).encode())
@@ -177,7 +184,7 @@ class LocalRound:
             own = {name: shared[name] for name in batch_norm_names(shared)}
             save_tensors(folder / BATCH_NORM, own)
 
-    def _standalone(self, evaluations: list[EvaluationResult]) -> None:
+    def _standalone(self, evaluations: list[EvaluationResult], key: str) -> None:
         before = previous_private(self.job.previous, STANDALONE)
         if not self.job.standalone:
             if before is not None:  # a round without the baseline does not end it
@@ -186,7 +193,7 @@ class LocalRound:
             return
         start = before / BACKBONE if before else Path(self.job.base_model)
         learner = self._learner(load_tensors(start), read_classifier(before) if before else None)
-        self._train(learner, "standalone")
+        self._train(learner, "standalone", key)
         self._measure(learner, "standalone", evaluations)
         folder = self._private(STANDALONE)
         save_tensors(folder / BACKBONE, shared_tensors(learner.backbone))

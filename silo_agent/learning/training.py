@@ -5,7 +5,6 @@ Letters: N images of a batch, C identities of the silo, D feature width, P width
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fedreid import faults
+from fedreid.ahead import made_ahead
 from fedreid.errors import JobFailed
 from fedreid.plan import TrainingPlan
 from fedreid.reid.backbone import ReIDBackbone
 from fedreid.reid.transforms import ImageStore, augment
 from silo_agent.learning.bearing import bearable
 from silo_agent.learning.checkpoints import Checkpoints, Position, Trainee, numpy_state
+from silo_agent.learning.compiling import Forward, compiled_forward
 from silo_agent.learning.group import ALONE, Group
 from silo_agent.learning.losses import (
     batch_hard_triplet_loss,
@@ -43,13 +44,8 @@ class Learner:
 
     def logits(self, images_NCHW: Tensor) -> Tensor:
         """logits_NC."""
-        return self.logits_and_pooled(images_NCHW)[0]
-
-    def logits_and_pooled(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """logits_NC of the neck's output, and pooled_NP before the neck."""
-        features_ND, pooled_NP = self.backbone.with_pooled(images_NCHW)
-        logits_NC: Tensor = self.classifier(features_ND)
-        return logits_NC, pooled_NP
+        logits_NC: Tensor = self.classifier(self.backbone(images_NCHW))
+        return logits_NC
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
@@ -88,6 +84,7 @@ def train(
     tell: Told,
     group: Group = ALONE,
     checkpoints: Checkpoints | None = None,
+    compiled: bool = False,
 ) -> Trained:
     """Train in place for the plan's epochs.
 
@@ -97,6 +94,7 @@ def train(
 
     Raises:
         DatasetError: an image can't be read.
+        UsageError: it is to be ``compiled``, and can't be here.
         JobFailed: the loss is not finite.
     """
     checkpoints = checkpoints or Checkpoints(None, "")
@@ -105,7 +103,8 @@ def train(
     random = np.random.default_rng(seed)
     batches = [batch_N for _ in range(plan.epochs) for batch_N in _epoch(data, plan, random)]
     random = group.own_random(random, seed)
-    steps = _Steps.of(learner, plan, learning_rate_factor, device, group)
+    forward = compiled_forward(learner.backbone) if compiled else learner.backbone.with_pooled
+    steps = _Steps.of(learner, forward, plan, learning_rate_factor, device, group)
     learner.backbone.train()
     learner.classifier.train()
     at = checkpoints.resume(steps.trainee, Position(random=numpy_state(random)))
@@ -165,12 +164,7 @@ def _prepared(
             random_after=numpy_state(random),
         )
 
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(make, batches[0])
-        for indices_N in batches[1:]:
-            ready, coming = coming, maker.submit(make, indices_N)
-            yield ready.result()
-        yield coming.result()
+    return made_ahead(make, batches)
 
 
 def _optimiser(learner: Learner, plan: TrainingPlan, factor: float) -> torch.optim.Optimizer:
@@ -198,6 +192,8 @@ class _Steps:
     """What every step of a round needs."""
 
     learner: Learner
+    forward: Forward
+    """The learner's backbone, compiled or not."""
     plan: TrainingPlan
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -210,6 +206,7 @@ class _Steps:
     def of(
         cls,
         learner: Learner,
+        forward: Forward,
         plan: TrainingPlan,
         factor: float,
         device: torch.device,
@@ -219,6 +216,7 @@ class _Steps:
         base = learner.backbone.parameters() if plan.proximal else ()
         return cls(
             learner=learner,
+            forward=forward,
             plan=plan,
             optimiser=_optimiser(learner, plan, factor),
             scaler=torch.amp.GradScaler(device.type, enabled=scaled),
@@ -260,7 +258,8 @@ class _Steps:
             dtype=_FORMATS.get(plan.mixed_precision),
             enabled=plan.mixed_precision != "off",
         ):
-            logits_NC, pooled_NP = self.learner.logits_and_pooled(images_NCHW)
+            features_ND, pooled_NP = self.forward(images_NCHW)
+            logits_NC = self.learner.classifier(features_ND)
         loss = classification_loss(logits_NC.float(), labels_N, smoothing=plan.label_smoothing)
         if plan.triplet_margin:
             loss = loss + batch_hard_triplet_loss(

@@ -1,6 +1,5 @@
 """How does the agent's training process answer jobs? ``python -m silo_agent.learning.worker``."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -9,8 +8,10 @@ from msgspec.structs import replace
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fedreid.jobs import Progress, ProgressSink, as_child, serve
+from fedreid.memory import give_back
 from fedreid.reid.backbone import load_backbone
 from fedreid.reid.measuring import measure
+from fedreid.reid.settling import settle_torch
 from fedreid.wire.tensors import load_tensors
 from silo_agent.learning.checkpoints import Pace
 from silo_agent.learning.group import ALONE, Group, joined
@@ -49,6 +50,7 @@ class SiloWorker:
         for job in self._group.jobs():
             with tempfile.TemporaryDirectory() as out:
                 self.train(replace(job, out=out, evaluate=()), lambda progress: None)
+            give_back()
 
     def evaluate(self, job: EvaluateJob, tell: ProgressSink) -> EvaluateReport:
         """Measure one published model; no result where no query has a match."""
@@ -70,17 +72,10 @@ class SiloWorker:
         torch.set_num_threads(threads or self._default_threads)
 
 
-def make_deterministic() -> None:
-    """Let torch choose only algorithms that give the same bits every time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for that
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and slow
-
-
 @record
 def main(pace: Pace | None = None) -> None:
     """Serve jobs until standard input is closed; in a group, one process speaks for all."""
-    make_deterministic()
+    settle_torch()
     with joined() as group:
         worker = SiloWorker(group, pace)
         if not group.leads:

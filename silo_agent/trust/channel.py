@@ -29,6 +29,7 @@ from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc
 from fedreid.versions import check_versions
+from fedreid.wire.chunks import parser, serialiser
 from fedreid.wire.failures import failure_of
 from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
 from silo_agent.config import AgentConfig, Folders, identities
@@ -36,6 +37,7 @@ from silo_agent.config import AgentConfig, Folders, identities
 if TYPE_CHECKING:
     from fedreid.v1.federation_pb2_grpc import FederationAsyncStub
 
+_SERVICE = "/fedreid.v1.Federation"
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
@@ -74,7 +76,7 @@ class Line:
         """With which new calls are made."""
         self.channel = _channel(address, identity)
         """Of that identity."""
-        self._stub = federation_pb2_grpc.FederationStub(self.channel)
+        self._stub = _stub(self.channel)
         self._draining: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -103,7 +105,7 @@ class Line:
         """
         channel = _channel(self.address, identity)
         try:
-            stub = federation_pb2_grpc.FederationStub(channel)
+            stub = _stub(channel)
             await _greet(self.address, stub)
         except BaseException:
             await channel.close()
@@ -155,6 +157,22 @@ def _channel(address: str, identity: Identity) -> grpc.aio.Channel:
         identity.authorities_pem, identity.key_pem, identity.certificate_pem
     )
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+
+
+def _stub(channel: grpc.aio.Channel) -> "FederationAsyncStub":
+    """The generated calls, but chunks are written and read by hand."""
+    stub = federation_pb2_grpc.FederationStub(channel)
+    stub.FetchModel = channel.unary_stream(
+        f"{_SERVICE}/FetchModel",
+        request_serializer=pb.FetchModelRequest.SerializeToString,
+        response_deserializer=parser(pb.FetchModelResponse.FromString),
+    )
+    stub.SendUpload = channel.stream_unary(
+        f"{_SERVICE}/SendUpload",
+        request_serializer=serialiser(pb.SendUploadRequest.SerializeToString),
+        response_deserializer=pb.SendUploadResponse.FromString,
+    )
+    return stub
 
 
 async def _greet(address: str, stub: "FederationAsyncStub") -> pb.HelloResponse:

@@ -10,7 +10,6 @@ that does (Hello) is not for a bootstrap certificate.
 
 import asyncio
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from fedreid.errors import (
     TrustError,
     storage_errors,
 )
-from fedreid.files import others_may_read
+from fedreid.files import free_bytes, others_may_read
 from fedreid.limits import AGENT_DISK_BYTES, DIAL_S, MIB
 from fedreid.pki import tokens
 from fedreid.pki.identity import Identity, IdentityStore
@@ -96,7 +95,7 @@ class DryRun:
                 yield Check(
                     name=name,
                     state="failed",
-                    told=f"{error.what}: {error.why}" if error.why else error.what,
+                    told=error.brief,
                     next_step=error.next_step,
                     exit_code=error.exit_code,
                 )
@@ -172,8 +171,7 @@ class DryRun:
 
     def _disk(self) -> str:
         place = _standing(self.folders.root)
-        with storage_errors("measure", place):
-            free = shutil.disk_usage(place).free
+        free = free_bytes(place)
         if free < AGENT_DISK_BYTES:
             raise StorageError(
                 f"{free // MIB} MiB are free at {place}",

@@ -16,6 +16,7 @@ BENCHES = (
     "attack.toml",
     "privacy.toml",
     "table.toml",
+    "encodings.toml",
 )
 PLANS = sorted(
     item.name

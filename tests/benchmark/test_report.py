@@ -13,12 +13,12 @@ from rich.console import Console
 
 from benchmark import results
 from benchmark.checks import judged
-from benchmark.pages import duration_text, percent, size_text
 from benchmark.report import write_report
 from benchmark.results import Accuracy, Check, Results, SiloResult
 from benchmark.summary import summary_table
 from benchmark.theme import DARK, LIGHT, Theme
 from fedreid.errors import DatasetError, StorageError
+from fedreid.pages.page import duration_text, percent, size_text
 from fedreid.pictures.ranked import RankedQuery, ranked_picture
 from tests.benchmark.made_up import accuracy, made_up
 

@@ -16,7 +16,7 @@ def test_every_rate_of_a_small_trial_is_measured() -> None:
     result = measure_training(trial, told.append)
     assert (result.model, result.images, result.batch) == ("shufflenet_v2_x0_5", 8, 4)
     rates = [value for value in asdict(result).values() if isinstance(value, float)]
-    assert len(rates) == 8 and min(rates) > 0.0
+    assert len(rates) == 11 and min(rates) > 0.0
     assert result.ratio == pytest.approx(result.ours / result.plain_loop)
     assert told[-1] == "epoch 1 of 1 of each"
 
@@ -36,9 +36,13 @@ def test_every_rate_has_a_row() -> None:
         our_inputs=60.0,
         plain_inputs=70.0,
         ratio=2.0,
+        cpu_ratio=1.9,
+        ours_peak_mb=80.0,
+        plain_peak_mb=90.0,
     )
     values = [value for _, value in rows(result)]
-    assert values == ["30.0", "40.0", "20.0", "15.0", "50.0", "60.0", "70.0", "2.00"]
+    rates = ["30.0", "40.0", "20.0", "15.0", "50.0", "60.0", "70.0"]
+    assert values == [*rates, "80.0", "90.0", "2.00", "1.90"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def result(silos: Path, folder: Path, method: MethodSpec, transport: Transport) 
                     "screen": False,  # from random weights these silos of a few images scatter
                 },
                 "training": {"proximal": 0.01, "probe": "reference"},
+                "wire": {"upload": "int8_delta", "download": "int8_delta_zstd"},
             },
         ),
     ],

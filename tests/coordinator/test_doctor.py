@@ -129,7 +129,6 @@ def lost_commits(folders: Folders) -> None:
         (readable_key, "modes"),
         (readable_folder, "modes"),
         (torn_line, "audit"),
-        (ended_round, "leftovers"),
         (cut_off_write, "leftovers"),
         (unknown_model, "leftovers"),
         (damaged_identity, "identity"),
@@ -156,6 +155,25 @@ def test_what_can_be_mended_is_told_first_and_mended_when_asked(
     )  # as the coordinator does when it starts
     assert bad(examined(folders, clock)) == []
     verify(folders.audit)
+
+
+def test_folders_of_a_round_that_has_ended_need_nobody_for_the_next_start_removes_them(
+    folders: Folders, clock: FakeClock
+) -> None:
+    ended_round(folders)
+    findings = examined(folders, clock)
+    (finding,) = bad(findings)
+    assert (finding.name, finding.state, finding.next_step) == ("leftovers", "note", "")
+    assert "winter-000003" in finding.told
+    assert [f.state for f in findings if f.name == "leftovers"] == ["note"]
+    assert print_findings(findings, as_json=False) is ExitCode.OK
+    cut_off_write(folders)
+    found = bad(examined(folders, clock))
+    assert [(f.name, f.state) for f in found] == [("leftovers", "note"), ("leftovers", "wrong")]
+    assert "winter" not in found[1].told
+    (repaired,) = bad(examined(folders, clock, repair=True))
+    assert repaired.state == "repaired" and "winter-000003" in repaired.told
+    assert bad(examined(folders, clock)) == []
 
 
 def damaged_model(folders: Folders) -> None:

@@ -7,6 +7,7 @@ from typing import get_args
 import msgspec
 import pytest
 from prometheus_client import REGISTRY, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,7 +23,8 @@ from coordinator.rounds.machine import (
     TimePassed,
     advance,
 )
-from fedreid.errors import Refusal
+from fedreid.contract import EvaluationResult, ModelKind
+from fedreid.errors import Denial, Refusal
 from tests.coordinator.rounds.states import (
     BEGAN_S,
     DEADLINE_S,
@@ -33,24 +35,35 @@ from tests.coordinator.rounds.states import (
 )
 
 CLOSED: dict[str, set[str]] = {
-    "reason": {reason.value for reason in Refusal},
     "phase": {str(phase) for phase in Phase},
     "stage": {"before", "after"},
     "flag": set(get_args(Flag)),
+    "model": set(get_args(ModelKind)),
+    "dataset": set(metrics.DATASETS),
+    "state": {*metrics.SILO_STATES, *metrics.PART_STATES},
+}
+REASONS = {
+    "fedreid_updates_rejected": {reason.value for reason in Refusal},
+    "fedreid_access_denied": {reason.value for reason in Denial},
 }
 OUTCOMES = {
-    "fedreid_enrolments": {"issued", "refused"},
+    "fedreid_enrolments": set(metrics.ENROLMENT_OUTCOMES),
     "fedreid_rounds": {"published", "skipped", "failed"},
     "fedreid_silo_updates": {"accepted", "rejected"},
 }
-FORBIDDEN = {"round", "run", "digest", "address", "peer", "person", "identity", "path", "version"}
+FORBIDDEN = {"round", "run", "digest", "address", "peer", "person", "identity", "path"}
+
+
+FIGURES = EvaluationResult(
+    model="global", rank1=0.5, rank5=0.6, rank10=0.7, map=0.4, minp=0.1, queries=9
+)
 
 
 def exposed() -> dict[str, Metric]:
     """Every metric of this product, as a scraper reads it."""
     families = text_string_to_metric_families(generate_latest(REGISTRY).decode())
     mine = [f for f in families if f.name.startswith("fedreid_")]
-    return {f.name: f for f in mine if not f.name.endswith("_created")}
+    return {f.name: f for f in mine}
 
 
 def value(name: str, **labels: str) -> float:
@@ -109,16 +122,24 @@ def test_every_label_has_a_closed_set_of_values_or_names_a_registered_silo() -> 
             for name, text in labels.items():
                 if name == "outcome":
                     assert text in OUTCOMES[family.name]
-                elif name != "silo":
+                elif name == "reason":
+                    assert text in REASONS[family.name]
+                elif family.name != "fedreid_build_info" and name != "silo":
                     assert text in CLOSED[name], (family.name, name, text)
 
 
 def test_every_closed_label_is_there_from_the_start() -> None:
     # a rate over a series that appears with its first event misses that event
     found = exposed()
-    for name, label in (("updates_rejected", "reason"), ("updates_flagged", "flag")):
-        there = {s.labels[label] for s in found[f"fedreid_{name}"].samples}
-        assert there == CLOSED[label]
+    for name, reasons in REASONS.items():
+        assert {s.labels["reason"] for s in found[name].samples} == reasons
+    flags = {s.labels["flag"] for s in found["fedreid_updates_flagged"].samples}
+    assert flags == CLOSED["flag"]
+    for name, states in (
+        ("fedreid_silos", metrics.SILO_STATES),
+        ("fedreid_round_participants", metrics.PART_STATES),
+    ):
+        assert {s.labels["state"] for s in found[name].samples} == set(states)
     for name in ("fedreid_rounds", "fedreid_enrolments"):
         assert {s.labels["outcome"] for s in found[name].samples} == OUTCOMES[name]
 
@@ -187,11 +208,43 @@ def test_a_round_of_many_silos_makes_one_series_for_each_and_no_more() -> None:
 
 def test_every_metric_is_set_by_somebody() -> None:
     root = Path(metrics.__file__).parent
-    declared = {
-        name
-        for name, kind in vars(metrics).items()
-        if name.isupper() and hasattr(kind, "describe") and not name.startswith("_")
-    }
+    declared = {name for name, kind in vars(metrics).items() if isinstance(kind, MetricWrapperBase)}
     sources = "".join(path.read_text("utf-8") for path in root.rglob("*.py"))
-    used = {n for n in declared if re.search(rf"\b{n}\b\.(labels|inc|set|observe)", sources)}
-    assert declared == used
+    used = {n for n in declared if len(re.findall(rf"\b{n}\b", sources)) > 1}
+    assert len(declared) > 40 and declared == used
+
+
+def test_silos_beyond_the_limit_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = metrics.labelled_silos()
+    monkeypatch.setattr(metrics, "SILOS_LABELLED", len(known) + 1)
+    assert [metrics.silo_label(name) for name in ("first", "second", "first")] == [
+        "first", metrics.OTHER, "first",
+    ]  # fmt: skip
+    metrics.forget_silos(["first"])
+    assert metrics.silo_label("second") == "second"
+    metrics.forget_silos(["second"])
+
+
+def test_a_silo_that_is_forgotten_leaves_no_series() -> None:
+    metrics.note_round(published(), BEGAN_S)
+    metrics.show_evaluations("a", [FIGURES])
+    assert 'silo="a"' in generate_latest(REGISTRY).decode()
+    metrics.forget_silos(["a"])
+    assert 'silo="a"' not in generate_latest(REGISTRY).decode()
+    assert value("fedreid_silo_aggregation_weight_ratio", silo="b") == 0.75
+
+
+def test_a_silo_without_a_part_in_the_newest_aggregate_has_no_weight() -> None:
+    metrics.silo_label("away")
+    metrics.note_round(published(), BEGAN_S)
+    assert value("fedreid_silo_aggregation_weight_ratio", silo="away") == 0.0
+    assert value("fedreid_silo_aggregation_weight_ratio", silo="b") == 0.75
+    metrics.forget_silos(["away"])
+
+
+def test_the_coordinators_own_figures_are_no_silos() -> None:
+    metrics.show_evaluations("", [FIGURES])
+    assert value("fedreid_model_map_ratio", dataset="coordinator") == FIGURES.map
+    assert REGISTRY.get_sample_value("fedreid_silo_map_ratio", {"silo": "", "model": "global"}) is (
+        None
+    )

@@ -8,6 +8,7 @@ import tomli_w
 
 from coordinator.config import load_config
 from coordinator.folders import Folders
+from coordinator.rounds.database import Database
 from coordinator.rounds.journal import Journal, ModelRow, RunRow
 from coordinator.rounds.machine import open_round
 from coordinator.server import Coordinator
@@ -52,21 +53,21 @@ def test_a_start_reads_no_more_of_the_journal_after_a_long_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    rows = Journal._rows
+    rows = Database.rows
 
-    def counted(self: Journal, *arguments: Any) -> list[dict[str, Any]]:
+    def counted(self: Database, *arguments: Any) -> list[dict[str, Any]]:
         found = rows(self, *arguments)
         read.append(len(found))
         return found
 
-    monkeypatch.setattr(Journal, "_rows", counted)
+    monkeypatch.setattr(Database, "rows", counted)
     costs = []
     for rounds in (3, 60):
         folders = after(tmp_path / str(rounds), rounds)
         read.clear()
         coordinator = Coordinator(folders, load_config(folders))
         costs.append(sum(read))
-        state = coordinator._conductor.round
+        state = coordinator._current.round
         assert state is not None and (state.number, state.phase) == (rounds + 1, "collecting")
         coordinator._journal.close()
     assert costs[0] == costs[1] < 20

@@ -7,31 +7,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fedreid.plan import Plan, Section
+from fedreid.plan import Section
 from fedreid.v1 import enrolment_pb2, federation_pb2
 from silo_agent.config import Policy
+from tests.docs.plan_page import PAGE, page
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
-def sections(kind: type[Section]) -> dict[str, type[Section]]:
-    """The tables of the plan by name."""
-    fields = msgspec.structs.fields(kind)
-    return {f.name: f.type for f in fields if isinstance(f.type, type) and f.type is not Plan}
-
-
-def test_every_plan_key_is_documented_with_its_default() -> None:
-    text = (ROOT / "docs/plan.md").read_text()
-    for name, kind in sections(Plan).items():
-        if not issubclass(kind, Section):
-            continue
-        start = text.index(f"## `[{name}]`")
-        table = text[start : text.find("\n## ", start + 1)]
-        for field in msgspec.structs.fields(kind):
-            default = msgspec.json.encode(field.default).decode()
-            (row,) = (line for line in table.splitlines() if line.startswith(f"| `{field.name}` |"))
-            assert f"| `{default}` |" in row
+def test_the_page_of_the_plan_is_current() -> None:
+    assert PAGE.read_text("utf-8") == page(), "run: python -m tests.docs.plan_page"
 
 
 def test_every_policy_key_is_documented_with_its_default() -> None:

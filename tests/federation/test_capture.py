@@ -128,7 +128,8 @@ def test_nobody_on_the_way_can_read_along(captured: Captured) -> None:
     payload = captured.payload()
     for place in range(0, len(payload) - 32, len(payload) // 20):
         assert payload[place : place + 32] not in outside
-    assert captured.last.run.encode() not in outside
+    # not the run's name: four letters turn up in 46 MB of noise in one of a hundred runs
+    assert captured.last.base_digest.encode() not in outside
     assert b"conv1.weight" not in outside
 
 

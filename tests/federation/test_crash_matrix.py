@@ -164,7 +164,7 @@ class TestEveryPoint:
 
 
 class TestEveryWrite:
-    """Killed before the n-th durable write of a round, for every n; payloads travel in bf16."""
+    """Killed before the n-th durable write of a round, for every n; payloads are differences."""
 
     pytestmark = slow
 
@@ -183,7 +183,8 @@ class TestEveryWrite:
             for n in range(1, writes + 1):
                 storm.ride_out(who(storm), f"{begins} 1 pass", f"durable:before {n} crash")
 
-        compare(storms, tmp_path, script, wire={"upload": "bf16", "download": "bf16"})
+        wire = {"upload": "int8_delta", "download": "int8_delta_zstd"}
+        compare(storms, tmp_path, script, wire=wire)
 
 
 _MANY = 1_000_000

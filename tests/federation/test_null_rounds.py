@@ -59,6 +59,15 @@ def test_bf16_halves_the_bytes_both_ways(found: Founding, tmp_path: Path) -> Non
     assert half[0].download_bytes < 0.51 * exact[0].download_bytes
 
 
+def test_differences_quarter_the_bytes_both_ways(found: Founding, tmp_path: Path) -> None:
+    wire = {"upload": "int8_delta", "download": "int8_delta_zstd"}
+    first, second = run_null(found(), write_plan(tmp_path / "plan.toml", wire=wire))
+    exact = first.download_bytes  # the start weights come in fp32
+    assert first.upload_bytes < 0.26 * exact
+    assert second.upload_bytes == first.upload_bytes
+    assert second.download_bytes < 0.26 * exact
+
+
 def test_under_bn_local_a_policy_keeps_batchnorm_at_home(found: Founding, tmp_path: Path) -> None:
     local = found()
     private, open_ = local.silos

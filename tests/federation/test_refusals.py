@@ -8,14 +8,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import blake3
 import google_crc32c
 import grpc
 import numpy as np
 import pytest
+import zstandard
 
 from fedreid.contract import TrainTask
 from fedreid.errors import Refusal, UpdateRefused
-from fedreid.limits import CHUNK_BYTES, MANIFEST_TENSORS, TENSOR_DIMENSIONS, TENSOR_NAME_BYTES
+from fedreid.limits import (
+    CHUNK_BYTES,
+    MANIFEST_TENSORS,
+    MIB,
+    TENSOR_DIMENSIONS,
+    TENSOR_NAME_BYTES,
+)
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import tensors_pb2
 from tests.federation.conftest import Founding, write_plan
@@ -26,6 +34,7 @@ Announce = Callable[[pb.OpenUploadRequest], None]
 Chunks = list[tensors_pb2.Chunk]
 Break = Callable[[Chunks], Chunks]
 Spoil = Callable[[Tensors], Tensors]
+Fold = Callable[[Tensors], bytes]
 
 
 # Announcements
@@ -225,6 +234,54 @@ CONTENT: list[tuple[str, Refusal, Spoil]] = [
 ]  # fmt: skip
 
 
+# Payloads that unfold to something else
+
+
+def folded(data: bytes) -> bytes:
+    return zstandard.compress(data)
+
+
+def unfolded(tensors: Tensors) -> bytes:
+    """What an honest ``int8_delta`` payload holds, of an update that changes nothing."""
+    parts = []
+    for name in sorted(tensors):
+        values = tensors[name]
+        if values.ndim > 1:
+            parts.append(bytes(4 * len(values)) + bytes(values.size))
+        else:
+            parts.append(values.tobytes())
+    return b"".join(parts)
+
+
+def scale_of(value: float) -> Fold:
+    """The first matrix's first scale."""
+
+    def change(tensors: Tensors) -> bytes:
+        names = sorted(tensors)
+        first = next(i for i, name in enumerate(names) if tensors[name].ndim > 1)
+        at = sum(tensors[name].nbytes for name in names[:first])
+        payload = bytearray(unfolded(tensors))
+        payload[at : at + 4] = np.float32(value).tobytes()
+        number = at + 4 * len(tensors[names[first]])
+        payload[number : number + 1] = b"\x7f"
+        return folded(bytes(payload))
+
+    return change
+
+
+FOLDS: list[tuple[str, Refusal, Fold]] = [
+    ("a bomb", Refusal.ENCODING, lambda tensors: folded(bytes(512 * MIB))),
+    ("no zstd at all", Refusal.ENCODING, lambda tensors: bytes(1000)),
+    ("zstd cut off", Refusal.ENCODING, lambda tensors: folded(unfolded(tensors))[:-9]),
+    ("a byte too few", Refusal.ENCODING, lambda tensors: folded(unfolded(tensors)[:-1])),
+    ("a byte too many", Refusal.ENCODING, lambda tensors: folded(unfolded(tensors) + b"1")),
+    ("a scale of NaN", Refusal.NOT_FINITE, scale_of(np.nan)),
+    ("an infinite scale", Refusal.NOT_FINITE, scale_of(np.inf)),
+    ("a scale of 1e38", Refusal.NOT_FINITE, scale_of(1e38)),
+    ("a scale of 1e7", Refusal.NORM, scale_of(1e7)),
+]  # fmt: skip
+
+
 async def refused(sending: Awaitable[object]) -> str:
     """The typed reason of what is awaited; what came instead otherwise."""
     try:
@@ -256,6 +313,17 @@ def fresh_step() -> float:
     return next(_steps) * 1e-4
 
 
+async def fold(rogue: Rogue, task: TrainTask, tensors: Tensors, made: Fold) -> str:
+    """Announce and send a payload of differences, compressed or not."""
+    payload = made(tensors)
+    request = announcement(task, tensors)
+    request.manifest.encoding = tensors_pb2.ENCODING_INT8_DELTA_ZSTD
+    request.manifest.byte_count = len(payload)
+    request.manifest.payload_digest = blake3.blake3(payload).hexdigest()
+    opening = await rogue.open(task, request)
+    return await refused(rogue.send(opening.upload_id, chunks_of(payload)))
+
+
 async def tried(rogue: Rogue, quiet: Rogue) -> dict[str, str]:
     """What became of every row."""
     found: dict[str, str] = {}
@@ -271,6 +339,8 @@ async def tried(rogue: Rogue, quiet: Rogue) -> dict[str, str]:
             opening = await rogue.open(task, announcement(task, spoilt))
             sending = rogue.send(opening.upload_id, chunks_of(payload_of(spoilt)))
             found[what] = await refused(sending)
+        for what, _, made in FOLDS:
+            found[what] = await fold(rogue, task, tensors, made)
         found["a message above 4 MiB"] = await too_large(rogue, task, tensors)
         found["an honest update"] = await send(rogue, task, tensors, lambda chunks: chunks)
         found["another after it"] = str((await rogue.open(task, announcement(task, tensors))).state)
@@ -301,9 +371,10 @@ def test_every_row_is_refused_for_its_reason_and_an_honest_update_still_counts(
             rounds=1,
             backbone={"name": "mobilenet_v3_small", "height_px": 64, "width_px": 32},
             quorum={"min_silos": 2, "deadline_s": 600.0, "phase_deadline_s": 60.0},
+            wire={"upload": "int8_delta_zstd"},
         )
     )
-    rows = [(what, reason.value) for what, reason, _ in [*LIES, *BREAKS, *CONTENT]]
+    rows = [(what, reason.value) for what, reason, _ in [*LIES, *BREAKS, *CONTENT, *FOLDS]]
     expected = dict(rows)
     assert len(expected) == len(rows) > 50
     assert asyncio.run(tried(rogue, quiet)) == {

@@ -120,8 +120,10 @@ def fall_behind(fed: Linked, slow: str, *, others: set[str]) -> None:
 
 def end_it(fed: Linked, tmp_path: Path) -> None:
     """The run ends where its plan says last."""
+    fed.control("pause")  # or rounds could pass that end while the plan is being changed
     done = rounds(fed.local)[-1].number
     change(fed.local, plan(tmp_path / "d.toml", rounds=done + 2, quorum=_BRISK))
+    fed.control("resume")
     fed.until(lambda run: run.state == "finished")
     with fed.local.admin() as admin:
         run = admin.GetRun(admin_pb2.GetRunRequest())

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedreid import errors
+import psutil
+
+from fedreid import errors, memory
 from fedreid.jobs import Job, Progress, ProgressSink, Report, serve
+from fedreid.limits import MIB
 
 
 class Add(Job, frozen=True, kw_only=True):
@@ -68,6 +71,12 @@ class Environment(Job, frozen=True, kw_only=True):
     name: str
 
 
+class Learn(Job, frozen=True, kw_only=True):
+    """Use and free much memory, as a process that keeps what it frees."""
+
+    mib: int
+
+
 def add(job: Add, tell: ProgressSink) -> Sum:
     """Add."""
     for done, _ in enumerate(job.numbers, 1):
@@ -124,6 +133,14 @@ def environment(job: Environment, tell: ProgressSink) -> Text:
     return Text(text=os.environ.get(job.name, ""))
 
 
+def learn(job: Learn, tell: ProgressSink) -> Sum:
+    """Say how many MiB were resident before."""
+    memory.keep_freed()
+    before = psutil.Process().memory_info().rss // MIB
+    bytearray(b"1") * (job.mib * MIB)
+    return Sum(total=before, pid=os.getpid())
+
+
 if __name__ == "__main__":
     serve(
         {
@@ -135,5 +152,6 @@ if __name__ == "__main__":
             Block: block,
             Flood: flood,
             Environment: environment,
+            Learn: learn,
         }
     )

@@ -1,6 +1,8 @@
 """The audit log keeps its chain through rotation, crashes and several writers."""
 
+import errno
 import multiprocessing
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from fedreid import audit
 from fedreid.audit import AuditLog, audit_files, newest_first, read_audit, verify
 from fedreid.clock import SystemClock
-from fedreid.errors import AuditBroken
+from fedreid.errors import AuditBroken, StorageError
 
 CLOCK = SystemClock()
 
@@ -113,6 +115,45 @@ def test_a_line_that_a_crash_cut_off_is_dropped_and_told(tmp_path: Path) -> None
     lines = list(read_audit(tmp_path))
     assert [line.event for line in lines[-2:]] == ["audit.repaired", "coordinator.started"]
     assert verify(tmp_path).cut_off_bytes == 0
+
+
+def test_owed_lines_are_one_chain_and_are_taken_off(tmp_path: Path) -> None:
+    log = written(tmp_path, 1)
+    owed = deque([("update.accepted", {"silo": f"s{n}"}) for n in range(5)])
+    log.append_owed(owed)
+    assert not owed
+    assert [line.fields["silo"] for line in read_audit(tmp_path)][1:] == [f"s{n}" for n in range(5)]
+    assert verify(tmp_path).lines == 6
+
+
+def test_of_owed_lines_that_the_disk_does_not_take_none_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = written(tmp_path, 1)
+    before = audit_files(tmp_path)[0].read_bytes()
+    owed = deque([("update.accepted", {"silo": f"s{n}"}) for n in range(5)])
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(audit.os, "fsync", full)
+        with pytest.raises(StorageError):
+            log.append_owed(owed)
+    assert audit_files(tmp_path)[0].read_bytes() == before and len(owed) == 5
+    log.append_owed(owed)
+    assert verify(tmp_path).lines == 6
+
+
+@pytest.mark.parametrize("silos", [10, 2000, 20_000])
+def test_the_chain_goes_on_after_a_line_that_names_very_many_silos(
+    tmp_path: Path, silos: int
+) -> None:
+    log = AuditLog(tmp_path, CLOCK)
+    for number in range(3):
+        log.append("round.opened", round=number, invited=[f"silo-{n:05d}" for n in range(silos)])
+    log.append("round.skipped")
+    assert verify(tmp_path).lines == 4
 
 
 def test_nothing_is_appended_to_a_broken_end(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_an_error_reads_as_sentences() -> None:
         "It broke. Did you mean that?"
     )
     assert str(FedreidError("It broke")) == "It broke."
+    assert (error.brief, FedreidError("It broke").brief) == ("It broke: the cause", "It broke")
 
 
 def test_refusals_are_a_closed_set_of_labels() -> None:

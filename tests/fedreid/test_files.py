@@ -13,7 +13,10 @@ from fedreid.files import (
     digest_of,
     flip_folder,
     flip_link,
+    free_bytes,
+    has_digest,
     held_alone,
+    is_whole,
     link_file,
     make_folder,
     move_file,
@@ -314,3 +317,28 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr(os, "replace", traced_replace)
     monkeypatch.setattr(os, "rename", traced_rename)
     return steps
+
+
+def test_a_file_has_the_digest_of_its_bytes_and_one_that_can_not_be_read_has_none(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"bytes")
+    assert has_digest(path, digest_of(path)) and is_whole(path, digest_of(path))
+    for wrong in ("e" * 64, ""):
+        assert not has_digest(path, wrong)
+    assert not is_whole(path, "e" * 64)
+    assert not has_digest(tmp_path / "gone", digest_of(path))
+
+
+def test_a_file_whose_digest_is_not_known_need_only_be_readable(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "file", b"bytes")
+    assert is_whole(tmp_path / "file", "")
+    assert not is_whole(tmp_path / "gone", "")
+    assert not is_whole(tmp_path, "")
+
+
+def test_free_space_of_a_folder_that_is_gone_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) > 0
+    with pytest.raises(StorageError, match="gone"):
+        free_bytes(tmp_path / "gone")

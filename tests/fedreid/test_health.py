@@ -9,7 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from fedreid.errors import ConfigRefused
+from fedreid.exposition import Exposition
 from fedreid.health import Health
+
+NONE = Exposition(CollectorRegistry())
 
 
 class Served:
@@ -19,7 +22,7 @@ class Served:
         self.ready = False
         registry = CollectorRegistry()
         Gauge("fedreid_example", "An example.", registry=registry).set(7)
-        self.health = Health("127.0.0.1:0", ready=lambda: self.ready, registry=registry)
+        self.health = Health("127.0.0.1:0", ready=lambda: self.ready, figures=Exposition(registry))
 
     def get(self, path: str) -> tuple[int, str]:
         url = f"http://127.0.0.1:{self.health.port}{path}"
@@ -58,11 +61,11 @@ def test_the_figures_are_those_of_the_programs_registry_and_nothing_else(served:
 @pytest.mark.parametrize("address", ["127.0.0.1:notaport", "127.0.0.1:99999", "9464x", ""])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ConfigRefused, match="--metrics"):
-        Health(address, ready=lambda: True)
+        Health(address, ready=lambda: True, figures=NONE)
 
 
 def test_a_taken_port_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigRefused, match=f"127.0.0.1:{port}"):
-            Health(f"127.0.0.1:{port}", ready=lambda: True)
+            Health(f"127.0.0.1:{port}", ready=lambda: True, figures=NONE)

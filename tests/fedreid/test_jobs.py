@@ -22,6 +22,7 @@ from tests.fedreid.job_child import (
     Die,
     Environment,
     Flood,
+    Learn,
     Print,
     Refuse,
     Sum,
@@ -60,6 +61,15 @@ async def adds_up(worker: Worker) -> int:
     report = await worker.run(Add(numbers=(1, 2)), Sum, deaf)
     assert report.total == 3
     return report.pid
+
+
+def test_what_a_job_has_freed_goes_back_to_the_machine() -> None:
+    async def story(worker: Worker) -> None:
+        first = await worker.run(Learn(mib=200), Sum, deaf)
+        second = await worker.run(Learn(mib=1), Sum, deaf)
+        assert second.total < first.total + 100
+
+    told(story)
 
 
 def test_a_job_gives_its_report_and_tells_how_far_it_is() -> None:

@@ -203,3 +203,12 @@ def test_a_size_of_groups_that_leaves_one_identity_in_a_batch_is_refused() -> No
     lines = "[training]\nbatch_size = 7\nimages_per_identity = "
     assert "batch_size of 8" in refusal(MINIMAL + lines + "4")
     assert parse_plan(MINIMAL + lines + "3").training.images_per_identity == 3
+
+
+def test_models_of_clusters_are_no_differences_from_one_base() -> None:
+    clusters = (
+        '[aggregation]\nclustering = "finch"\nclip_norm_ratio = 0.0\nscreen = false\n[wire]\n'
+    )
+    with pytest.raises(PlanRefused, match="fp32 or bf16"):
+        parse_plan(MINIMAL + clusters + 'download = "int8_delta"')
+    assert parse_plan(MINIMAL + clusters + 'upload = "int8_delta"').wire.upload == "int8_delta"

@@ -14,6 +14,7 @@ from pathlib import Path
 import blake3
 import google_crc32c
 import numpy as np
+import zstandard
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError, Message
@@ -36,8 +37,8 @@ from fedreid.pki.certificates import holder_of, make_request, new_key, requested
 from fedreid.plan import BackbonePlan, TrainingPlan, ValidationPlan, parse_plan
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import tensors_pb2
-from fedreid.wire.encoding import decode, payload_bytes
-from fedreid.wire.manifest import Manifest
+from fedreid.wire.encoding import decode, is_compressed, payload_bytes
+from fedreid.wire.manifest import ENCODINGS, Manifest
 from fedreid.wire.messages import (
     evaluation_from_wire,
     release_from_wire,
@@ -142,7 +143,7 @@ def _releases() -> list[Message]:
 
 def _read_release(data: bytes) -> None:
     release = release_from_wire(pb.Release.FromString(data))
-    assert all(payload.encoding in ("fp32", "bf16") for payload in release.payloads)
+    assert all(payload.encoding in ENCODINGS for payload in release.payloads)
 
 
 def _chunks() -> list[Message]:
@@ -201,11 +202,14 @@ def _value_reader(folder: Path) -> Callable[[bytes], None]:
     ready = folder / "ready.safetensors"
 
     def read(data: bytes) -> None:
-        encoding = "fp32" if len(data) % 2 else "bf16"
-        size = payload_bytes(LAYOUT, encoding)  # type: ignore[arg-type]
+        encoding = ENCODINGS[len(data) % len(ENCODINGS)]
+        size = payload_bytes(LAYOUT, encoding)
         payload = data[:size].ljust(size, b"\0")
-        with ready.open("wb") as stream:
-            decode(io.BytesIO(payload), LAYOUT, encoding, stream)  # type: ignore[arg-type]
+        if is_compressed(encoding):  # else hardly any would come as far as the values
+            plain = payload_bytes(LAYOUT, "int8_delta")
+            payload = data[:size] if len(data) % 8 > 4 else zstandard.compress(payload[:plain])
+        with ready.open("wb") as stream, TensorFile(base) as before:
+            decode(io.BytesIO(payload), LAYOUT, encoding, stream, before)
         with TensorFile(ready) as update, TensorFile(base) as before:
             check_values(update, before, ValidationPlan())
             values = update.read_all()

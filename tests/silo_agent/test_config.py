@@ -22,6 +22,7 @@ CONFIG = AgentConfig(
     dataset="/data/images",
     layout="market1501",
     processes=4,
+    compiled=True,
     policy=Policy(batchnorm_statistics=False, minimum_images=100),
 )
 MINIMAL = 'coordinator = "a:1"\ndataset = "/d"\n'

@@ -101,8 +101,10 @@ def test_the_figures_follow_every_turn(listener: Listener, clock: FakeClock) -> 
 def test_figures_are_the_agents_own_and_their_labels_are_closed() -> None:
     text = generate_latest(metrics.REGISTRY).decode()
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
-    assert {name.startswith("fedreid_agent_") for name in names} == {True}
+    allowed_names = ("fedreid_agent_", "process_", "fedreid_build_info")
+    assert {name.startswith(allowed_names) for name in names} == {True}
     allowed = {*get_args(metrics.Phase), *get_args(metrics.Awaited)}
+    text = "\n".join(line for line in text.splitlines() if "build_info" not in line)
     labels = re.findall(r'(\w+)="([^"]*)"', text)
     assert {name for name, _ in labels} == {"phase", "reason"}
     assert {text for _, text in labels} <= allowed

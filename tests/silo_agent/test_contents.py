@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from fedreid.errors import PolicyRefused, UsageError
-from fedreid.wire.tensors import FloatArray, TensorFile, save_tensors
+from fedreid.plan import Encoding
+from fedreid.wire.tensors import FloatArray, save_tensors
 from silo_agent.config import AgentConfig, Folders, Policy, save_config
 from silo_agent.contents import TensorShown, contents_of
 from silo_agent.egress import pack
 from silo_agent.held import Held
-from silo_agent.outbox import UPDATE_FILE, Outbox
+from silo_agent.outbox import RESIDUAL_BEFORE_FILE, UPDATE_FILE, FinishedRound, Outbox
 from tests.silo_agent.example_round import ROUND as EXAMPLE
 
 ADDRESS = "coordinator.example:443"
@@ -48,29 +49,34 @@ def fetched(folders: Folders) -> None:
     (folders.models / f"{name}.json").write_bytes(msgspec.json.encode(held))
 
 
-def trained(folders: Folders) -> None:
+def trained(folders: Folders, finished: FinishedRound = ROUND) -> None:
     """Let a round be trained; its update file holds more than may leave."""
     outbox = Outbox(folders)
     built = outbox.begin("spring", 7)
-    save_tensors(built / UPDATE_FILE, {**BASE, **CLASSIFIER})
-    outbox.put(built, ROUND)
+    (built / "private").mkdir()
+    moved = {**BASE, "conv.weight": np.array([[0, 1]] * 3, dtype=np.float32)}
+    save_tensors(built / UPDATE_FILE, {**moved, **CLASSIFIER})
+    save_tensors(built / RESIDUAL_BEFORE_FILE, {"conv.weight": np.eye(3, 2, dtype=np.float32)})
+    outbox.put(built, finished)
 
 
-def test_a_trained_round_is_shown_as_it_is_packed_for_sending(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["bf16", "int8_delta_zstd"])
+def test_a_trained_round_is_shown_as_it_is_packed_for_sending(
+    tmp_path: Path, encoding: Encoding
+) -> None:
     folders = agent(tmp_path)
     fetched(folders)
-    trained(folders)
+    finished = msgspec.structs.replace(ROUND, encoding=encoding)
+    trained(folders, finished)
     before = sorted(folders.rounds.rglob("*"))
     shown = contents_of(folders)
     assert sorted(folders.rounds.rglob("*")) == before  # nothing that the agent sends is touched
     folder = Outbox(folders).folder(ROUND)
-    with TensorFile(folders.models / f"{'b' * 64}.fp32.safetensors") as file:
-        layout = file.layout
     parcel = pack(
-        ROUND,
+        finished,
         folder=folder,
         update=folder / UPDATE_FILE,
-        base=layout,
+        base=folders.models / f"{'b' * 64}.fp32.safetensors",
         policy=Policy(),
         destination=ADDRESS,
     )

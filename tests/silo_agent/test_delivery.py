@@ -1,7 +1,7 @@
 """Is everything that leaves written down before it does, and nothing sent that is not?"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,19 @@ class Failed(grpc.aio.AioRpcError):
         )
 
 
+class FakeCall:
+    """A call whose turn it is at once."""
+
+    def __init__(self, answer: Coroutine[Any, Any, Any]) -> None:
+        self._answer = answer
+
+    async def initial_metadata(self) -> None:
+        """They are there."""
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._answer.__await__()
+
+
 @dataclass
 class FakeCoordinator:
     """A stub that notes every call, with the audit log as it stood at that moment."""
@@ -61,8 +74,11 @@ class FakeCoordinator:
         self._note("OpenUpload", request)
         return pb.OpenUploadResponse(state=self.opening, upload_id="u", offset=self.offset)
 
-    async def SendUpload(self, requests: AsyncIterator[Any]) -> Any:  # noqa: N802
+    def SendUpload(self, requests: AsyncIterator[Any]) -> "FakeCall":  # noqa: N802
         """Take the payload, or break off."""
+        return FakeCall(self._take(requests))
+
+    async def _take(self, requests: AsyncIterator[Any]) -> Any:
         self._note("SendUpload", await anext(requests))
         async for message in requests:
             self.payload += message.chunk.data

@@ -11,11 +11,22 @@ from hypothesis import strategies as some
 
 from fedreid.contract import PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
+from fedreid.files import digest_of
 from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
-from fedreid.wire.tensors import FloatArray, Layout, TensorFile, TensorSpec, write_model
+from fedreid.wire.encoding import decode
+from fedreid.wire.manifest import ENCODINGS
+from fedreid.wire.tensors import (
+    FloatArray,
+    Layout,
+    TensorFile,
+    TensorSpec,
+    save_tensors,
+    write_model,
+)
 from silo_agent.config import Policy, PrivacyPolicy
 from silo_agent.egress import Parcel, check_task, pack
+from silo_agent.outbox import RESIDUAL_AFTER_FILE, RESIDUAL_BEFORE_FILE
 from tests.silo_agent.example_round import ROUND
 
 Tensors = dict[str, FloatArray]
@@ -51,9 +62,10 @@ def packed(
     num_images: int = 10,
     privacy: PrivacyReport | None = None,
 ) -> Parcel:
-    path = folder / "update.safetensors"
-    with path.open("wb") as stream:
-        write_model(stream, update)
+    path, base = folder / "update.safetensors", folder / "base.safetensors"
+    for file, tensors in ((path, update), (base, backbone())):
+        with file.open("wb") as stream:
+            write_model(stream, tensors)
     finished = msgspec.structs.replace(
         ROUND,
         bn=bn,
@@ -64,7 +76,7 @@ def packed(
         finished,
         folder=folder,
         update=path,
-        base=layout_of(backbone()),
+        base=base,
         policy=policy or Policy(batchnorm_statistics=batchnorm_statistics),
         destination=ADDRESS,
     )
@@ -93,7 +105,7 @@ def task(bn: BatchNormPolicy) -> TrainTask:
     )
 
 
-@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("bn", POLICIES)
 def test_a_classifier_in_the_update_file_never_leaves(
     tmp_path: Path, encoding: Encoding, bn: BatchNormPolicy
@@ -111,7 +123,7 @@ def test_a_classifier_in_the_update_file_never_leaves(
         some.just(SECRET),
         max_size=4,
     ),
-    encoding=some.sampled_from(["fp32", "bf16"]),
+    encoding=some.sampled_from(ENCODINGS),
     bn=some.sampled_from(POLICIES),
     statistics=some.booleans(),
 )
@@ -136,7 +148,7 @@ def test_the_file_itself_is_the_payload_where_all_of_it_leaves_as_it_is(tmp_path
     assert not (tmp_path / "payload").exists()
 
 
-@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("bn", POLICIES)
 @pytest.mark.parametrize("extra", [{}, {"classifier.weight": SECRET}], ids=["plain", "extra"])
 def test_the_manifest_states_digest_and_size_of_exactly_what_leaves(
@@ -228,7 +240,7 @@ def test_a_silo_with_too_few_images_sends_nothing(tmp_path: Path) -> None:
     "patterns",
     [("conv.*",), ("bn.*", "conv"), ("CONV.*", "bn.*"), ("*.weight", "*.bias", "bn.running_mean")],
 )
-@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_base_model_that_names_more_than_the_policy_is_not_served_at_all(
     tmp_path: Path, patterns: tuple[str, ...], encoding: Encoding
 ) -> None:
@@ -307,3 +319,56 @@ def test_an_update_without_noise_does_not_leave_where_the_policy_demands_it(
         packed(tmp_path, backbone(), policy=policy)
     spent = PrivacyReport(clip_norm=1.0, noise_multiplier=1.0, epsilon=4.8, delta=1e-5)
     assert packed(tmp_path, backbone(), policy=policy, privacy=spent).manifest.byte_count > 0
+
+
+def packed_with(folder: Path, name: str, residual: Tensors | None) -> Parcel:
+    """A round in int8_delta that has this to say too."""
+    (folder / name / "private").mkdir(parents=True)
+    if residual is not None:
+        save_tensors(folder / name / RESIDUAL_BEFORE_FILE, residual)
+    moved = {name: values + np.float32(0.001) * values**2 for name, values in backbone().items()}
+    return packed(folder / name, moved, encoding="int8_delta")
+
+
+def test_what_a_payload_leaves_unsaid_stays_here_and_the_next_one_says_it(tmp_path: Path) -> None:
+    first = packed_with(tmp_path, "first", None)
+    after = tmp_path / "first" / RESIDUAL_AFTER_FILE
+    assert first.residual_digest == digest_of(after)
+    with TensorFile(after) as file:
+        assert file.layout.names == ("conv.weight",)
+        left = file.read_all()
+    assert 0 < np.abs(left["conv.weight"]).max() < 0.001 * 25 / 127
+    assert left["conv.weight"].tobytes() not in leaving(first)
+    second = packed_with(tmp_path, "second", {"conv.weight": 100 * left["conv.weight"]})
+    assert leaving(second) != leaving(first)
+    assert second.residual_digest != first.residual_digest
+
+
+def test_packed_again_a_round_with_a_residual_gives_the_same_bytes(tmp_path: Path) -> None:
+    residual = {"conv.weight": np.full((2, 3), 0.01, np.float32)}
+    first = packed_with(tmp_path, "round", residual)
+    payload = leaving(first)
+    again = packed(tmp_path / "round", backbone(), encoding="fp32")  # the policy had changed
+    assert again.residual_digest == ""
+    moved = {name: values + np.float32(0.001) * values**2 for name, values in backbone().items()}
+    assert packed(tmp_path / "round", moved, encoding="int8_delta") == first
+    assert leaving(first) == payload
+
+
+def test_differences_are_put_back_onto_the_model_as_it_was_published(tmp_path: Path) -> None:
+    """The silo's base was rounded on its way; that does not come back with the update."""
+    moved = {name: values + np.float32(0.5) for name, values in backbone().items()}
+    parcel = packed(tmp_path, moved, encoding="int8_delta")
+    published = {**backbone(), "conv.weight": backbone()["conv.weight"] + np.float32(0.25)}
+    save_tensors(tmp_path / "published.safetensors", published)
+    out = tmp_path / "decoded.safetensors"
+    with (
+        TensorFile(tmp_path / "published.safetensors") as base,
+        parcel.path.open("rb") as payload,
+        out.open("wb") as stream,
+    ):
+        decode(payload, parcel.manifest.layout, "int8_delta", stream, base)
+    with TensorFile(out) as file:
+        back = file.read_all()
+    assert back["conv.weight"] == pytest.approx(backbone()["conv.weight"] + 0.75)
+    assert back["bn.bias"].tolist() == moved["bn.bias"].tolist()

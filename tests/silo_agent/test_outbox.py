@@ -6,11 +6,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fedreid.contract import ModelKind
+from fedreid.contract import ModelKind, PrivacyReport
 from fedreid.errors import StorageError
+from fedreid.files import digest_of
 from fedreid.limits import FIGURES_KEPT
 from silo_agent.config import Folders
-from silo_agent.outbox import UPDATE_FILE, FinishedRound, ModelFigures, Outbox
+from silo_agent.outbox import (
+    RESIDUAL_AFTER_FILE,
+    RESIDUAL_BEFORE_FILE,
+    UPDATE_FILE,
+    FinishedRound,
+    ModelFigures,
+    Outbox,
+)
 from tests.silo_agent.example_round import RESULT
 from tests.silo_agent.example_round import ROUND as EXAMPLE
 
@@ -209,3 +217,87 @@ def test_a_round_from_before_digests_were_kept_is_believed(outbox: Outbox) -> No
 def test_figures_that_are_added_later_are_no_damage(outbox: Outbox) -> None:
     outbox.note_published(trained(outbox, ROUND), RESULT)
     assert outbox.damaged(outbox.folder(ROUND)) == []
+
+
+# Residuals
+
+
+def sent(outbox: Outbox, finished: FinishedRound, residual: bytes) -> str:
+    """Let a round's payload leave this residual; its digest."""
+    after = outbox.folder(finished) / RESIDUAL_AFTER_FILE
+    after.write_bytes(residual)
+    return digest_of(after)
+
+
+def carried(outbox: Outbox, previous: FinishedRound | None, *, private: bool = False) -> bytes:
+    """What the next round says too."""
+    built = outbox.begin("spring", 8)
+    outbox.carry_over(previous, built, private=private)
+    before = built / RESIDUAL_BEFORE_FILE
+    return before.read_bytes() if before.exists() else b""
+
+
+def trained_with(outbox: Outbox, finished: FinishedRound, residual: bytes) -> FinishedRound:
+    """A round that had this to say too."""
+    built = outbox.begin(finished.run, finished.round)
+    (built / UPDATE_FILE).write_bytes(b"update")
+    (built / "private").mkdir()
+    (built / RESIDUAL_BEFORE_FILE).write_bytes(residual)
+    outbox.put(built, finished)
+    return finished
+
+
+def test_the_next_round_says_what_an_accepted_update_has_left_unsaid(outbox: Outbox) -> None:
+    trained_with(outbox, ROUND, b"of round 6")
+    outbox.note_accepted(ROUND, sent(outbox, ROUND, b"of round 7"))
+    assert carried(outbox, ROUND) == b"of round 7"
+
+
+def test_the_next_round_says_what_one_that_did_not_count_would_have_said(outbox: Outbox) -> None:
+    trained_with(outbox, ROUND, b"of round 6")
+    sent(outbox, ROUND, b"of round 7")  # it was refused, or too late
+    assert carried(outbox, ROUND) == b"of round 6"
+
+
+def test_without_a_residual_nothing_is_carried_over(outbox: Outbox) -> None:
+    assert carried(outbox, None) == b""
+    trained(outbox, ROUND)
+    assert carried(outbox, ROUND) == b""
+    outbox.note_accepted(ROUND, "")  # in an encoding that says all
+    sent(outbox, ROUND, b"of an earlier attempt in another encoding")
+    assert carried(outbox, ROUND) == b""
+
+
+def test_a_residual_that_the_disk_has_damaged_is_left_out(outbox: Outbox) -> None:
+    trained_with(outbox, ROUND, b"of round 6")
+    (outbox.folder(ROUND) / RESIDUAL_BEFORE_FILE).write_bytes(b"of round 5")
+    assert carried(outbox, ROUND) == b""
+    outbox.note_accepted(ROUND, sent(outbox, ROUND, b"of round 7"))
+    sent(outbox, ROUND, b"of round 8")
+    assert carried(outbox, ROUND) == b""
+
+
+def test_what_is_carried_over_stays_when_its_round_goes_and_is_watched_for_damage(
+    outbox: Outbox,
+) -> None:
+    trained(outbox, ROUND)
+    outbox.note_accepted(ROUND, sent(outbox, ROUND, b"of round 7"))
+    built = outbox.begin("spring", 8)
+    (built / UPDATE_FILE).write_bytes(b"update")
+    outbox.carry_over(ROUND, built, private=False)
+    outbox.put(built, numbered(8))
+    outbox.remove_before(numbered(8))
+    before = outbox.folder(numbered(8)) / RESIDUAL_BEFORE_FILE
+    assert before.read_bytes() == b"of round 7"
+    before.write_bytes(b"of round 6")
+    assert outbox.damaged(outbox.folder(numbered(8))) == [RESIDUAL_BEFORE_FILE]
+
+
+def test_beside_noise_no_residual_of_values_without_noise_leaves(outbox: Outbox) -> None:
+    spent = PrivacyReport(clip_norm=1.0, noise_multiplier=1.0, epsilon=4.8, delta=1e-5)
+    noisy = msgspec.structs.replace(ROUND, report=ROUND.report.withheld(spent))
+    for finished, told in ((ROUND, b""), (noisy, b"of round 7")):
+        trained(outbox, finished)
+        outbox.note_accepted(finished, sent(outbox, finished, b"of round 7"))
+        assert carried(outbox, finished, private=True) == told
+        assert carried(outbox, finished) == b"of round 7"

@@ -232,7 +232,7 @@ def packed(
         finished,
         folder=built,
         update=built / UPDATE_FILE,
-        base=_layout(base),
+        base=base,
         policy=policy,
         destination="127.0.0.1:1",
     )

@@ -26,6 +26,7 @@ class Inode:
         self.folder = folder
         self.data = bytearray()
         self.synced = b""
+        self.changes = 0
 
 
 class MemoryDisk:
@@ -39,6 +40,7 @@ class MemoryDisk:
         self._unsynced: list[tuple[str, str, Inode | None]] = []
         """Changes of names in order: folder, path, and what is there now."""
         self._open: list[Inode | None] = []
+        self._changes = 0
 
     def settle(self) -> None:
         """Make everything that is there survive."""
@@ -130,12 +132,15 @@ class MemoryDisk:
         inode = self.of(descriptor)
         with self._changing("write"):
             inode.data[offset : offset + len(data)] = data
+            inode.changes = self._next_change()
         return len(data)
 
     def truncate(self, descriptor: int, size: int) -> None:
         """Cut a file off."""
         with self._changing("truncate"):
-            del self.of(descriptor).data[size:]
+            inode = self.of(descriptor)
+            del inode.data[size:]
+            inode.changes = self._next_change()
 
     def sync(self, descriptor: int) -> None:
         """Make a file's bytes, or a folder's names, survive a power cut."""
@@ -155,6 +160,11 @@ class MemoryDisk:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent)
         _apply(self._names, path, inode)
         self._unsynced.append((parent, path, inode))
+
+    def _next_change(self) -> int:
+        """Stands for the time of a change; no two are alike, for a new file may have an old id."""
+        self._changes += 1
+        return self._changes
 
     def _changing(self, what: str) -> "_Change":
         return _Change(self._step, what)
@@ -202,7 +212,13 @@ class MemoryPath(PosixPath):
 
     def stat(self, **_how: Any) -> Any:
         inode = self.disk.find(str(self))
-        return SimpleNamespace(st_size=len(inode.data), st_mode=stat.S_IFREG)
+        return SimpleNamespace(
+            st_size=len(inode.data),
+            st_mode=stat.S_IFREG,
+            st_dev=0,
+            st_ino=id(inode),
+            st_mtime_ns=inode.changes,
+        )
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         if not self.exists():

@@ -4,6 +4,7 @@ A commit is whole or has not happened; rows are stored as the bytes that the tru
 A test plays the same schedules over the true journal, and they must go the same way.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,15 @@ class MemoryJournal(Journal):
         self._models: list[ModelRow] = []
         self._plan_changes: list[PlanChangeRow] = []
         self._evaluations: dict[tuple[str, int, str, str], EvaluationRow] = {}
-        self._marks = {}
+
+    @property
+    def commits(self) -> int:
+        """Nobody counts them here."""
+        return 0
+
+    @property
+    def restored(self) -> None:
+        """It is of no backup."""
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -226,6 +235,12 @@ class MemoryAudit(AuditLog):
     def newest_first(self) -> Iterator[AuditLine]:
         """Every line."""
         return reversed(self.lines)
+
+    def append_owed(self, owed: "deque[tuple[str, dict[str, Field]]]") -> None:
+        """Write events and take off what is written, one after the other."""
+        for event, fields in [owed[at] for at in range(len(owed))]:
+            self.append(event, **fields)
+            owed.popleft()
 
     def append(self, event: str, **fields: Field) -> None:
         """Write one event."""

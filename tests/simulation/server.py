@@ -12,12 +12,17 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.folders import Folders
+from coordinator.rounds.attending import Attending
+from coordinator.rounds.commands import Commands
 from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
 from coordinator.rounds.intake import Intake
 from coordinator.rounds.journal import Journal
 from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.recovery import recover
 from coordinator.service import FederationServicer
 from coordinator.trust import access
 from coordinator.trust.registry import ACTIVE, LEFT, Registry
@@ -47,8 +52,19 @@ class Call:
         self.handled = asyncio.Event()
 
 
+class _Context:
+    """A call's other side, which is told nothing but the answer here."""
+
+    async def send_initial_metadata(self, metadata: Sequence[Any]) -> None:
+        """The silo of a schedule has all its messages on their way already."""
+
+
 class _Rollover:
     """No authority is ever replaced here."""
+
+    def has_acknowledged(self, silo: str, digest: str) -> bool:
+        """All is known."""
+        return True
 
     def acknowledge(self, silo: str, digest: str) -> None:
         """Nothing to note."""
@@ -86,27 +102,45 @@ class Server(Program):
         self.registry = Registry(journal, FEDERATION, clock)
         models = Models(folders.models, journal, FEDERATION, key)
         presence = Presence(clock)
-        self.conductor = Conductor(
+        self.current = Current(journal, audit, clock)
+        recover(self.current, self.registry, folders, models)
+        phases = Phases(
+            federation=FEDERATION,
             folders=folders,
             journal=journal,
             models=models,
+            worker=worker,
+            tell=self.current.tell,
+        )
+        self.commands = Commands(current=self.current, models=models, phases=phases, clock=clock)
+        self.departures = Departures(
+            current=self.current,
             registry=self.registry,
             presence=presence,
-            phases=Phases(
-                federation=FEDERATION,
-                folders=folders,
-                journal=journal,
-                models=models,
-                worker=worker,
-            ),
             end_calls=self._end_calls,
-            audit=audit,
+        )
+        self.conductor = Conductor(
+            current=self.current,
+            folders=folders,
+            models=models,
+            registry=self.registry,
+            presence=presence,
+            departures=self.departures,
+            phases=phases,
             clock=clock,
         )
         self._servicer = FederationServicer(
             federation=FEDERATION,
-            conductor=self.conductor,
-            intake=Intake(folders=folders, models=models, conductor=self.conductor),
+            current=self.current,
+            attending=Attending(
+                current=self.current,
+                models=models,
+                registry=self.registry,
+                presence=presence,
+                clock=clock,
+            ),
+            departures=self.departures,
+            intake=Intake(folders=folders, models=models, current=self.current),
             models=models,
             presence=presence,
             rollover=_Rollover(),  # type: ignore[arg-type]
@@ -147,12 +181,12 @@ class Server(Program):
         await off_loop(self.registry.set_state, silo, ACTIVE)
         event = "silo.enrolled" if row.state == LEFT else "silo.resumed"
         await off_loop(self._audit.append, event, silo=silo)
-        self.conductor.look_again()
+        self.current.notify()
 
     async def _handled(self, call: Call, method: str, requests: Sequence[Any]) -> Any:
         handler = getattr(self._servicer, method)
         if method == "SendUpload":
-            return await handler(self._incoming(call, requests), None)
+            return await handler(self._incoming(call, requests), _Context())
         if method != "FetchModel":
             return await handler(requests[0], None)
         answers = []

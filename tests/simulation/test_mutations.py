@@ -9,9 +9,10 @@ import pytest
 
 import fedreid.files
 from coordinator import folders
-from coordinator.rounds import conductor, intake, machine, publishing
+from coordinator.folders import Folders
+from coordinator.rounds import conductor, current, intake, machine, publishing, recovery
 from coordinator.rounds.chronicle import Chronicle
-from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
 from coordinator.rounds.intake import Announcement
 from coordinator.rounds.journal import ModelRow
 from coordinator.rounds.machine import Event, RoundState, SiloGone
@@ -25,12 +26,12 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
 def what_a_phase_was_done_from_is_not_compared(patch: pytest.MonkeyPatch) -> None:
-    whole = Conductor.apply
+    whole = Current.apply
 
-    async def apply(self: Conductor, event: Event, *, seen: RoundState | None = None) -> None:
+    async def apply(self: Current, event: Event, *, seen: RoundState | None = None) -> None:
         await whole(self, event)
 
-    patch.setattr(Conductor, "apply", apply)
+    patch.setattr(Current, "apply", apply)
 
 
 def who_was_counted_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -38,14 +39,14 @@ def who_was_counted_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_deadline_is_forgotten_at_a_restart(patch: pytest.MonkeyPatch) -> None:
-    whole = Conductor._replay
+    whole = Current.replay
 
-    def replay(self: Conductor) -> None:
+    def replay(self: Current) -> None:
         whole(self)
         if self.round is not None and not self.round.ended:
             self.round = msgspec.structs.replace(self.round, deadline_s=1e12)
 
-    patch.setattr(Conductor, "_replay", replay)
+    patch.setattr(Current, "replay", replay)
 
 
 def the_journal_answers_before_it_has_stored(patch: pytest.MonkeyPatch) -> None:
@@ -57,13 +58,13 @@ def the_journal_answers_before_it_has_stored(patch: pytest.MonkeyPatch) -> None:
         while len(waiting) > 1 or (state.ended and waiting):
             whole(self, *waiting.pop(0))
 
-    booted = Conductor._replay
+    booted = Current.replay
 
-    def replay(self: Conductor) -> None:
+    def replay(self: Current) -> None:
         waiting.clear()
         booted(self)
 
-    patch.setattr(Conductor, "_replay", replay)
+    patch.setattr(Current, "replay", replay)
     patch.setattr(MemoryJournal, "save_round", save)
 
 
@@ -100,11 +101,11 @@ def who_has_gone_stays_in_the_round(patch: pytest.MonkeyPatch) -> None:
     def advance(state: RoundState, event: Event, *more: Any) -> RoundState:
         return state if isinstance(event, SiloGone) else whole(state, event, *more)
 
-    patch.setattr(conductor, "advance", advance)
+    patch.setattr(current, "advance", advance)
 
 
 def who_went_in_a_crash_stays_in_the_round(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Conductor, "_drop_gone", lambda self: None)
+    patch.setattr(recovery, "drop_gone", lambda current, registry: None)
 
 
 def an_update_of_another_round_counts(patch: pytest.MonkeyPatch) -> None:
@@ -122,19 +123,19 @@ def a_round_begins_with_an_older_model(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_restart_throws_away_what_was_received(patch: pytest.MonkeyPatch) -> None:
-    def tidy(self: Conductor) -> None:
-        for folder in self._folders.rounds():
+    def tidy(current: Current, folders: Folders) -> None:
+        for folder in folders.rounds():
             fedreid.files.remove_folder(folder)
 
-    patch.setattr(Conductor, "_tidy", tidy)
+    patch.setattr(recovery, "tidy", tidy)
 
 
 def a_full_audit_log_takes_a_step_back(patch: pytest.MonkeyPatch) -> None:
     """As it was until the simulation found it: the journal had gone on, and memory had not."""
-    take = Conductor._take
-    before: dict[Conductor, RoundState | None] = {}
+    take = Current.take
+    before: dict[Current, RoundState | None] = {}
 
-    def remembered(self: Conductor, state: RoundState) -> None:
+    def remembered(self: Current, state: RoundState) -> None:
         before[self] = self.round
         take(self, state)
 
@@ -151,8 +152,9 @@ def a_full_audit_log_takes_a_step_back(patch: pytest.MonkeyPatch) -> None:
             before.clear()
         return done
 
-    patch.setattr(Conductor, "_take", remembered)
-    patch.setattr(conductor, "off_loop", undone)
+    patch.setattr(Current, "take", remembered)
+    for module in (current, conductor):
+        patch.setattr(module, "off_loop", undone)
 
 
 MUTATIONS: list[tuple[Mutation, str]] = [

@@ -76,6 +76,9 @@ class MemoryWorker(Worker):
             await self._fail(fate / self.failing)
         return self._done(job)
 
+    async def close(self) -> None:
+        """There is no process to end."""
+
     async def _fail(self, how: float) -> None:
         if how < 0.3:
             await asyncio.sleep(1e6)

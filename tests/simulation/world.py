@@ -23,7 +23,7 @@ import fedreid.files
 import fedreid.wire.stream
 import fedreid.wire.tensors
 from coordinator.folders import Folders
-from coordinator.rounds import phases, spool
+from coordinator.rounds import phases
 from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, ModelRow, SiloRow
 from coordinator.rounds.machine import Phase, RoundState
 from coordinator.trust.registry import ACTIVE, REVOKED, SUSPENDED
@@ -139,7 +139,7 @@ class World:
         MemoryPath.disk = self.disk
         system, shutil = memory_os(self.disk), memory_shutil(self.disk)
         patches = [mock.patch.object(module, "os", system) for module in _SYSTEM]
-        patches += [mock.patch.object(each, "shutil", shutil) for each in (fedreid.files, spool)]
+        patches += [mock.patch.object(fedreid.files, "shutil", shutil)]
         patches += [mock.patch.object(phases, "Path", MemoryPath)]
         patches += [mock.patch.object(fedreid.files, "secrets", _Guessable(self._random))]
         for patch in patches:
@@ -169,7 +169,7 @@ class World:
     async def _until_run_is_started(self) -> None:
         while self._journal.newest_run() is None:
             await self._command(
-                "run start", lambda server: server.conductor.start_run(self._plan_toml)
+                "run start", lambda server: server.commands.start_run(self._plan_toml)
             )
 
     async def _troubles(self) -> None:
@@ -221,10 +221,9 @@ class World:
         server = self._network.server
         if server is None:
             return "there is no coordinator"
-        conductor = server.conductor
-        state = conductor.round
+        state = server.current.round
         where = "no round" if state is None else f"round {state.number} {state.phase}"
-        return f"{where}: {conductor.activity}"
+        return f"{where}: {server.current.activity}"
 
     # Troubles
 
@@ -270,7 +269,7 @@ class World:
         state = self._random.choice((REVOKED, SUSPENDED))
         began_s = self._loop.time()
         patience_s = self._random.choice((0.01, 0.3, 60.0, 60.0))
-        work: Command = lambda server: server.conductor.silo_gone(silo, state)  # noqa: E731
+        work: Command = lambda server: server.departures.silo_gone(silo, state)  # noqa: E731
         if await self._command(f"{state} {silo}", work, patience_s=patience_s):
             self._returned.append((silo, began_s, self._loop.time()))
 
@@ -294,12 +293,12 @@ class World:
     async def _roll_back(self) -> None:
         version = self._random.randint(1, 3)
         await self._command(
-            f"model rollback {version}", lambda server: server.conductor.roll_back(version, "ada")
+            f"model rollback {version}", lambda server: server.commands.roll_back(version, "ada")
         )
 
     async def _control(self, state: str) -> None:
         await self._command(
-            f"run {state}", lambda server: server.conductor.control(state, f"{state} by ada")
+            f"run {state}", lambda server: server.commands.control_run(state, f"{state} by ada")
         )
 
     async def _command(self, name: str, work: "Command", *, patience_s: float = 60.0) -> bool:

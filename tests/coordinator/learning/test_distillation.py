@@ -5,6 +5,8 @@ Letters: N images, D feature width.
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -199,6 +201,46 @@ def test_the_order_of_the_teachers_does_not_change_a_byte(site: Site) -> None:
     site.contributions = site.contributions[::-1]
     site.run(site.job(site.plan(), out="reversed"))
     assert digest_of(site.folder / "first") == digest_of(site.folder / "reversed")
+
+
+def test_a_job_that_was_cut_off_gives_the_same_bytes_when_it_is_done_again(site: Site) -> None:
+    job = site.job(site.plan(bn_statistics="update"), recalibrates=True, out="whole")
+    site.run(job)
+    again = msgspec.structs.replace(job, out=str(site.folder / "again"))
+
+    def killed(progress: Progress) -> None:
+        if (progress.phase, progress.done) == ("distilling", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(again, killed)
+    assert not Path(again.out).exists()
+    site.run(again)
+    assert digest_of(site.folder / "again") == digest_of(site.folder / "whole")
+
+
+def test_memory_does_not_grow_with_the_number_of_teachers(tmp_path: Path) -> None:
+    public_folder(tmp_path, 8)
+    child = [sys.executable, "-m", "tests.coordinator.learning.distilling_child", str(tmp_path)]
+    numbers = ("2", "2", "12")  # the first job also warms up torch
+    told = subprocess.run([*child, *numbers], check=True, capture_output=True, text=True).stdout
+    _, few_mib, many_mib = map(int, told.split())
+    model_mib = (tmp_path / "model.safetensors").stat().st_size / 2**20
+    assert many_mib - few_mib < model_mib / 2
+
+
+def test_bf16_gives_nearly_the_same_targets_and_lowers_the_loss(site: Site) -> None:
+    images = public_images(DistillationPlan(images=str(site.public)), TINY)
+    plan = msgspec.structs.replace(site.plan(), mixed_precision="bf16")
+    exact_ND = mean_teacher(site.job(site.plan()), images, site.steps.append)
+    target_ND = mean_teacher(site.job(plan), images, site.steps.append)
+    assert not torch.equal(target_ND, exact_ND)
+    assert torch.cosine_similarity(target_ND, exact_ND).min() > 0.98
+    report = site.run(site.job(plan, out="bf16"))
+    exact = site.run(site.job(site.plan(), out="exact"))
+    assert report.loss_before is not None and report.loss_after is not None
+    assert report.loss_before == pytest.approx(exact.loss_before, rel=0.05)
+    assert report.loss_after < 0.9 * report.loss_before
 
 
 def test_recalibration_gives_the_statistics_of_the_public_images(site: Site) -> None:

@@ -4,6 +4,7 @@ Letters: K silos, D values of a model.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from coordinator.learning.jobs import Contribution
-from coordinator.learning.movement import DoubleArray, Movement
-from coordinator.learning.suspicion import Judgement, judge
-from fedreid.limits import AGAINST_EXCESS, DISTANCE_EXCESS, OUTLIER_EXCESS
+from coordinator.learning.movement import Movement
+from coordinator.learning.side_by_side import DoubleArray
+from coordinator.learning.suspicion import Judgement, _against, judge
+from fedreid.limits import AGAINST_EXCESS, AGREEMENT, DISTANCE_EXCESS, OUTLIER_EXCESS
 from fedreid.plan import AggregationPlan
 
 PLAN = AggregationPlan()
@@ -247,3 +249,36 @@ def test_whatever_is_sent_somebody_counts_and_nobody_for_more_than_they_sent(
     outliers = {silo for silo, flags in judgement.flags.items() if "outlier" in flags}
     assert len(outliers) + len(judgement.counted) == len(lengths)
     assert AggregationPlan().clip_norm_ratio < OUTLIER_EXCESS, "an outlier is beyond clipping"
+
+
+def slow_against(movement: Movement) -> list[bool]:
+    """As the definition says it, silo by silo: the others agree, and this one points away."""
+    cosines = movement.cosines()
+    silos = range(len(cosines))
+    found = []
+    for k in silos:
+        others = [j for j in silos if j != k]
+        agreement = np.mean([cosines[i, j] for i, j in combinations(others, 2)])
+        own = np.mean([cosines[k, j] for j in others])
+        found.append(bool(agreement > AGREEMENT and own < -0.5 * agreement))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_points_against_the_others_is_found_as_the_definition_says(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    changes_KD = random.normal(size=(7, 5)) + 1.5 * random.normal(size=5)
+    changes_KD[seed % 7] *= -1.0
+    movement = movement_of(changes_KD)
+    none_K = np.zeros(7, dtype=np.bool_)
+    assert _against(movement, none_K).tolist() == slow_against(movement)
+
+
+def test_a_thousand_updates_are_judged_at_once() -> None:
+    random = np.random.default_rng(0)
+    changes_KD = random.normal(size=(1000, 40)) + 1.0
+    changes_KD[7] *= -20.0
+    changes_KD[9] = changes_KD[8]
+    found = judged(changes_KD)
+    assert "outlier" in found.flags["silo-7"]
+    assert found.flags["silo-8"] == found.flags["silo-9"] == ("free_rider",)

@@ -26,6 +26,7 @@ from fedreid.errors import DatasetError, JobFailed, StorageError, UsageError
 from fedreid.files import digest_of
 from fedreid.jobs import Progress, Worker
 from fedreid.plan import AggregationPlan, BackbonePlan, DistillationPlan
+from fedreid.wire.encoding import decode
 from fedreid.wire.tensors import TensorFile, is_statistic
 from tests.coordinator.learning.sites import (
     TINY,
@@ -131,6 +132,29 @@ def test_aggregation_and_encoding_leave_torch_out(work: Round) -> None:
     assert fp32.size_bytes == statistics + learned
     assert bf16.size_bytes == statistics + learned // 2
     assert bf16.digest == digest_of(work.folder / "payload")
+
+
+def test_a_model_that_is_encoded_as_differences_becomes_what_they_say(
+    work: Round, tmp_path: Path
+) -> None:
+    async def use(worker: Worker) -> EncodeReport:
+        await worker.run(work.aggregate(), AggregateReport, ignore)
+        return await worker.run(job, EncodeReport, ignore)
+
+    model, out = work.folder / "aggregate", tmp_path / "payload"
+    base = Path(work.contributions[0].path)
+    job = EncodeJob(model=str(model), encoding="int8_delta_zstd", base=str(base), out=str(out))
+    first = with_worker(use)
+    made = digest_of(model)
+    with (
+        TensorFile(base) as file,
+        out.open("rb") as payload,
+        (tmp_path / "decoded").open("wb") as stream,
+    ):
+        decode(payload, file.layout, "int8_delta_zstd", stream, file)
+    assert digest_of(tmp_path / "decoded") == made != digest_of(base)
+    assert with_worker(use) == first  # the whole phase again, after a crash
+    assert digest_of(model) == made
 
 
 def test_every_job_that_needs_torch_is_done_by_one_child(work: Round, tmp_path: Path) -> None:

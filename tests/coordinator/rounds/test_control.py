@@ -13,13 +13,18 @@ import pytest
 
 from coordinator.folders import Folders
 from coordinator.learning import jobs
+from coordinator.rounds.attending import Attending
+from coordinator.rounds.commands import Commands
 from coordinator.rounds.conductor import Conductor
+from coordinator.rounds.current import Current
+from coordinator.rounds.departures import Departures
 from coordinator.rounds.journal import PAUSED, RUNNING, STOPPED, Journal, SiloRow
 from coordinator.rounds.machine import Phase, UpdateAccepted
 from coordinator.rounds.orders import update_path
 from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
+from coordinator.rounds.recovery import recover
 from coordinator.trust.registry import ACTIVE, Registry
 from fedreid.audit import AuditLog, read_audit
 from fedreid.contract import EvaluationResult, TrainTask, WaitTask
@@ -51,6 +56,9 @@ class HeldWorker(Worker):
         self.held: type[Job] | None = None
         self.reached = asyncio.Event()
         self.let_go = asyncio.Event()
+
+    async def close(self) -> None:
+        """There is no process to end."""
 
     async def run(self, job: Job, returns: Any, progress: Any) -> Any:
         """Do one job."""
@@ -93,31 +101,42 @@ class Run:
         self.journal = Journal(self.folders.journal)
         for silo in SILOS:
             self.journal.save_silo(SiloRow(name=silo, state=ACTIVE, not_after_s=1e12))
-        self.conductor = self._conductor()
+        self.start()
 
-    def _conductor(self) -> Conductor:
+    def start(self) -> None:
+        """What a coordinator is made of, over what the journal says."""
         federation = FederationName("harbour")
         key = signing_key(new_signing_key_pem())
         models = Models(self.folders.models, self.journal, federation, key)
         presence = Presence(self._clock)
         for silo in SILOS:
             presence.seen(silo)
+        registry = Registry(self.journal, federation, self._clock)
+        audit = AuditLog(self.folders.audit, self._clock)
+        current = self.current = Current(self.journal, audit, self._clock)
+        recover(current, registry, self.folders, models)
         phases = Phases(
             federation=federation,
             folders=self.folders,
             journal=self.journal,
             models=models,
             worker=self.worker,
+            tell=current.tell,
         )
-        return Conductor(
+        self.commands = Commands(current=current, models=models, phases=phases, clock=self._clock)
+        self.attending = Attending(
+            current=current, models=models, registry=registry, presence=presence, clock=self._clock
+        )
+        self.conductor = Conductor(
+            current=current,
             folders=self.folders,
-            journal=self.journal,
             models=models,
-            registry=Registry(self.journal, federation, self._clock),
+            registry=registry,
             presence=presence,
+            departures=Departures(
+                current=current, registry=registry, presence=presence, end_calls=_nobody
+            ),
             phases=phases,
-            end_calls=_nobody,
-            audit=AuditLog(self.folders.audit, self._clock),
             clock=self._clock,
         )
 
@@ -132,10 +151,6 @@ class Run:
         evaluation = {{ folder = "{self.root / "labelled"}" }}
         """
 
-    def restart(self) -> None:
-        """As after a crash."""
-        self.conductor = self._conductor()
-
     async def until(self, reached: Callable[[], bool]) -> None:
         """Let everything go on until something holds; updates come whenever a round waits."""
         while not reached():
@@ -144,20 +159,20 @@ class Run:
 
     async def collect(self) -> None:
         """Accept the updates that the round waits for."""
-        state = self.conductor.round
+        state = self.current.round
         for silo in SILOS:
             if state is not None and state.wants(silo) and silo not in state.declined:
                 path = update_path(self.folders, state, silo)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(b"")
-                await self.conductor.apply(UpdateAccepted(update=update(silo).update))
+                await self.current.apply(UpdateAccepted(update=update(silo).update))
 
     def phase(self) -> Phase | None:
-        state = self.conductor.round
+        state = self.current.round
         return None if state is None else state.phase
 
     def number(self) -> int:
-        state = self.conductor.round
+        state = self.current.round
         return 0 if state is None else state.number
 
     def events(self) -> list[str]:
@@ -175,7 +190,7 @@ def lived(tmp_path: Path, clock: FakeClock) -> Callable[[Callable[[Run], Awaitab
     def live(story: Callable[[Run], Awaitable[None]]) -> None:
         async def all_of_it() -> None:
             run = Run(tmp_path, clock)
-            await run.conductor.start_run(run.plan())
+            await run.commands.start_run(run.plan())
             serving = asyncio.create_task(run.conductor.serve())
             try:
                 async with asyncio.timeout(60):
@@ -212,12 +227,12 @@ def test_a_paused_run_ends_its_round_and_opens_no_other_until_it_is_resumed(
 ) -> None:
     async def story(run: Run) -> None:
         await hold(run, phase)
-        await run.conductor.control(PAUSED, "paused by ann")
+        await run.commands.control_run(PAUSED, "paused by ann")
         run.worker.let_go.set()
-        await run.until(lambda: run.conductor.activity == "paused")
+        await run.until(lambda: run.current.activity == "paused")
         assert (run.number(), run.phase()) == (2, Phase.PUBLISHED)
-        await run.conductor.control(RUNNING, "resumed by ann")
-        await run.until(lambda: run.conductor.rounds_published == 5)
+        await run.commands.control_run(RUNNING, "resumed by ann")
+        await run.until(lambda: run.current.rounds_published == 5)
         await run.until(lambda: run.events()[-1] == "run.finished")
 
     lived(story)
@@ -227,17 +242,17 @@ def test_a_paused_run_ends_its_round_and_opens_no_other_until_it_is_resumed(
 def test_a_stopped_run_publishes_nothing_of_its_round(lived: Lived, phase: Phase) -> None:
     async def story(run: Run) -> None:
         await hold(run, phase)
-        await run.conductor.control(STOPPED, "stopped by ann")
+        await run.commands.control_run(STOPPED, "stopped by ann")
         run.worker.let_go.set()
-        await run.until(lambda: "waiting for a run" in run.conductor.activity)
-        state = run.conductor.round
+        await run.until(lambda: "waiting for a run" in run.current.activity)
+        state = run.current.round
         assert state is not None and state.reason == "stopped by ann"
         assert (run.number(), run.phase()) == (2, Phase.FAILED)
         assert [model.round for model in run.journal.models()] == [1, 0]
         with pytest.raises(RunError, match="No run is under way"):
-            await run.conductor.control(RUNNING, "resumed by ann")
+            await run.commands.control_run(RUNNING, "resumed by ann")
         with pytest.raises(RunError, match="No run is under way"):
-            await run.conductor.change_run(run.plan(rounds=6), "ann")
+            await run.commands.change_run(run.plan(rounds=6), "ann")
 
     lived(story)
 
@@ -248,13 +263,13 @@ def test_a_changed_plan_holds_from_the_next_round_on_whenever_it_comes(
 ) -> None:
     async def story(run: Run) -> None:
         await hold(run, phase)
-        before = run.conductor.plan
-        changed = await run.conductor.change_run(run.plan(rounds=3, deadline_s=60.0), "ann")
+        before = run.current.plan
+        changed = await run.commands.change_run(run.plan(rounds=3, deadline_s=60.0), "ann")
         assert changed == (3, ("quorum.deadline_s: 600.0 → 60.0", "rounds: 5 → 3"))
-        assert run.conductor.plan == before
-        run.restart()  # only looked at: what the journal says is the same
-        assert run.conductor.plan == before
-        assert run.conductor.newest_plan.plan.rounds == 3
+        assert run.current.plan == before
+        run.start()  # only looked at: what the journal says is the same
+        assert run.current.plan == before
+        assert run.current.newest_plan.plan.rounds == 3
 
     lived(story)
 
@@ -264,12 +279,12 @@ def test_rounds_after_a_change_are_opened_by_it_and_the_run_ends_where_it_says(
 ) -> None:
     async def story(run: Run) -> None:
         await hold(run, Phase.COLLECTING)
-        await run.conductor.change_run(run.plan(rounds=3, deadline_s=60.0), "ann")
+        await run.commands.change_run(run.plan(rounds=3, deadline_s=60.0), "ann")
         assert allowed_s(run) == 600.0
         await run.until(lambda: run.number() == 3)
         assert allowed_s(run) == 60.0
         await run.until(lambda: run.events()[-1] == "run.finished")
-        assert run.conductor.rounds_published == 3
+        assert run.current.rounds_published == 3
         assert run.events().count("run.changed") == 1
 
     lived(story)
@@ -277,7 +292,7 @@ def test_rounds_after_a_change_are_opened_by_it_and_the_run_ends_where_it_says(
 
 def allowed_s(run: Run) -> float:
     """How long the round that has just begun may collect."""
-    state = run.conductor.round
+    state = run.current.round
     assert state is not None and state.phase is Phase.COLLECTING
     return state.deadline_s - state.phase_since_s
 
@@ -287,10 +302,10 @@ def test_a_refused_change_changes_nothing(lived: Lived) -> None:
         await hold(run, Phase.COLLECTING)
         for wrong in (run.plan().replace("spring", "summer"), run.plan() + "backbone.name = 'x'"):
             with pytest.raises(PlanRefused, match="can't change"):
-                await run.conductor.change_run(wrong, "ann")
+                await run.commands.change_run(wrong, "ann")
         missing = run.plan().replace("images", "elsewhere")
         with pytest.raises((PlanRefused, RunError)):
-            await run.conductor.change_run(missing, "ann")
+            await run.commands.change_run(missing, "ann")
         assert run.journal.plan_changes("spring") == []
 
     lived(story)
@@ -301,15 +316,15 @@ def test_a_silo_that_declines_is_neither_waited_for_nor_invited_until_it_calls(
 ) -> None:
     async def story(run: Run) -> None:
         await run.until(lambda: run.number() == 1)
-        assert isinstance(await run.conductor.next_task(SILOS[0], 0.0), TrainTask)
-        await run.conductor.decline(SILOS[0], "spring", 1, "rounds_per_day")
-        told = await run.conductor.next_task(SILOS[0], 0.0)
+        assert isinstance(await run.attending.next_task(SILOS[0], 0.0), TrainTask)
+        await run.attending.decline(SILOS[0], "spring", 1, "rounds_per_day")
+        told = await run.attending.next_task(SILOS[0], 0.0)
         assert isinstance(told, WaitTask) and "policy.rounds_per_day" in told.reason
         await run.until(lambda: run.phase() is Phase.SKIPPED)
-        await run.until(lambda: "1 of at least 2" in run.conductor.activity)
+        await run.until(lambda: "1 of at least 2" in run.current.activity)
         assert run.number() == 1
         assert run.events().count("round.declined") == 1
-        await run.conductor.decline(SILOS[0], "spring", 1, "rounds_per_day")  # again, too late
+        await run.attending.decline(SILOS[0], "spring", 1, "rounds_per_day")  # again, too late
         assert run.events().count("round.declined") == 1
 
     lived(story)

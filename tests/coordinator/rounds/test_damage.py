@@ -52,6 +52,7 @@ class Round:
             journal=self.journal,
             models=models,
             worker=Worker("no.such.module"),
+            tell=lambda activity: None,
         )
         self.base = models.path(base)
         state = msgspec.structs.replace(opened("a", "b"), base_digest=base)

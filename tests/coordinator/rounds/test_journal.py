@@ -121,7 +121,7 @@ def test_what_was_committed_is_there_though_the_process_never_closed_it(path: Pa
 
 
 def test_the_journal_writes_ahead_and_waits_for_the_disk(journal: Journal, path: Path) -> None:
-    for engine in (journal._engine,):
+    for engine in (journal._database.engine,):
         for _ in range(3):  # any connection of the pool
             with engine.connect() as connection:
                 assert connection.scalar(sa.text("PRAGMA journal_mode")) == "wal"
@@ -420,11 +420,11 @@ def test_a_write_that_fails_is_told_and_leaves_the_journal_usable(
 ) -> None:
     fill(journal)
     told = everything(journal)
-    with journal._engine.connect() as connection:
+    with journal._database.engine.connect() as connection:
         connection.execute(sa.text("PRAGMA query_only=ON"))
     with pytest.raises(StorageError, match="nothing acknowledged"):
         journal.save_silo(replace(NORTH, state="revoked"))
-    with journal._engine.connect() as connection:
+    with journal._database.engine.connect() as connection:
         connection.execute(sa.text("PRAGMA query_only=OFF"))
     assert everything(journal) == told
     journal.save_silo(replace(NORTH, state="revoked"))

@@ -14,12 +14,19 @@ from coordinator.rounds.machine import (
     UpdateRejected,
     advance,
 )
-from coordinator.rounds.tasks import evaluation_awaited, task_for
+from coordinator.rounds.tasks import (
+    evaluate_task,
+    evaluation_awaited,
+    in_known_encodings,
+    task_for,
+    train_task,
+)
 from fedreid.contract import EvaluateTask, Task, TrainTask, WaitTask
 from fedreid.names import Digest, RoundNumber, RunName, SiloName
 from fedreid.plan import (
     AggregationPlan,
     BackbonePlan,
+    Encoding,
     EvaluationPlan,
     Plan,
     TrainingPlan,
@@ -186,10 +193,13 @@ def test_after_a_run_that_came_to_no_end_there_is_nothing_to_do(state: str) -> N
 
 
 def test_a_measurement_is_awaited_only_of_a_published_model() -> None:
-    assert evaluation_awaited(PLAN, published(), "a", set())
-    assert not evaluation_awaited(PLAN, published(), "a", {(7, "a")})
-    assert evaluation_awaited(PLAN, published(), "a", {(6, "a"), (7, "b")})
-    assert not evaluation_awaited(PLAN, opened(), "a", set())
+    finished = run("finished")
+    assert evaluation_awaited(finished, published(), "a", set())
+    assert not evaluation_awaited(finished, published(), "a", {(7, "a")})
+    assert evaluation_awaited(finished, published(), "a", {(6, "a"), (7, "b")})
+    assert not evaluation_awaited(finished, published(), "zzz", set())
+    assert not evaluation_awaited(finished, opened(), "a", set())
+    assert not evaluation_awaited(run(), published(), "a", set())
 
 
 def test_a_silo_that_has_declined_a_round_waits_for_the_next() -> None:
@@ -198,3 +208,18 @@ def test_a_silo_that_has_declined_a_round_waits_for_the_next() -> None:
     given = task(state)
     assert isinstance(given, WaitTask) and "policy.bytes_per_day" in given.reason
     assert isinstance(task(state, silo="b"), TrainTask)
+
+
+def test_a_task_proposes_no_encoding_that_the_silo_does_not_know() -> None:
+    of = Plan(name="spring", rounds=10, wire=WirePlan(upload="int8_delta", download="bf16"))
+    train = train_task(of, opened(), "a", BEGAN_S)
+    assert in_known_encodings(train, ("fp32", "bf16", "int8_delta")) == train
+    older = in_known_encodings(train, ("fp32", "bf16"))
+    assert isinstance(older, TrainTask)
+    assert (older.upload_encoding, older.download_encoding) == ("fp32", "bf16")
+    known: tuple[Encoding, ...] = ("fp32",)
+    evaluate = in_known_encodings(evaluate_task(of, opened(), "a"), known)
+    assert isinstance(evaluate, EvaluateTask)
+    assert evaluate.download_encoding == "fp32"
+    wait = WaitTask(reason="nothing yet")
+    assert in_known_encodings(wait, ()) == wait

@@ -41,6 +41,7 @@ class Assembled:
         ready: asyncio.Queue[str] = asyncio.Queue()
         coordinator = Coordinator(self.folders, self._config)
         self.registry = coordinator.registry
+        self.readings = coordinator.readings
         serving = asyncio.create_task(
             coordinator.serve(
                 self._config, stop=stop, say=ready.put_nowait, supervisor=Supervisor({})

@@ -20,7 +20,7 @@ import pytest
 
 from coordinator.rounds.journal import Journal
 from fedreid.console import print_table
-from fedreid.limits import CONCURRENT_DOWNLOADS, CONCURRENT_UPLOADS, SPOOL_KEPT_FREE_BYTES
+from fedreid.limits import CONCURRENT_TRANSFERS, SPOOL_KEPT_FREE_BYTES
 from fedreid.names import Digest
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc, tensors_pb2
@@ -31,7 +31,7 @@ from tests.coordinator.trust.callers import CALL_S
 from tests.coordinator.trust.planted import plant
 
 PATIENCE_S = 4.0
-SILOS = CONCURRENT_UPLOADS + 1
+SILOS = CONCURRENT_TRANSFERS + 1
 ELEMENTS = 6 * 1024 * 1024
 """24 MB: more than any window of HTTP/2 takes in unread."""
 
@@ -98,7 +98,7 @@ def test_a_silo_that_reads_nothing_of_its_downloads_keeps_nobody_from_theirs(
             model_digest=coordinator.digest, encoding=tensors_pb2.ENCODING_FP32
         )
         async with coordinator.silo("idle") as idle, coordinator.silo("good") as good:
-            unread = [idle.FetchModel(request) for _ in range(CONCURRENT_DOWNLOADS)]
+            unread = [idle.FetchModel(request) for _ in range(CONCURRENT_TRANSFERS)]
             for call in unread:
                 await call.read()
             async with asyncio.timeout(PATIENCE_S):

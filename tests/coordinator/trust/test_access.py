@@ -5,6 +5,7 @@ whether they were reached. The last part asks the assembled coordinator itself.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -203,15 +204,17 @@ def test_nothing_unencrypted_is_answered(house: House) -> None:
     told(house, story)
 
 
-def test_every_denial_is_counted(house: House) -> None:
-    def denials() -> float:
+def test_every_denial_is_counted_with_its_reason(house: House) -> None:
+    def denials() -> Counter[str]:
         (metric,) = ACCESS_DENIED.collect()
-        return next(s.value for s in metric.samples if s.name.endswith("_total"))
+        return Counter({s.labels["reason"]: int(s.value) for s in metric.samples})
 
     async def story(house: House) -> None:
         before = denials()
         await house.statuses(house.federation.leaf(Role.SILO, "unheard-of"))
-        assert denials() - before == len(calls())
+        counted = denials() - before
+        assert set(counted) == {"not_registered", "role"}
+        assert counted.total() == len(calls())
 
     told(house, story)
 

@@ -213,7 +213,7 @@ def test_two_keys_at_the_same_moment_get_one_certificate_between_them(
     clock: FakeClock,
 ) -> None:
     token = token_for(enrolment)
-    racing_journal = TwoAtOnce(journal._path)
+    racing_journal = TwoAtOnce(journal._database.path)
     registry = Registry(racing_journal, federation.name, clock)
     racing = Enrolment(
         journal=racing_journal,

@@ -15,7 +15,7 @@ import pytest
 
 from coordinator import server
 from coordinator.trust import port
-from fedreid.limits import CONNECTIONS, FILES_KEPT_FREE, HANDSHAKE_S
+from fedreid.limits import CONNECTIONS, FILES_KEPT_FREE, FILES_PER_CONNECTION, HANDSHAKE_S
 from fedreid.pki.identity import Identity
 from tests.coordinator.trust import raw
 from tests.coordinator.trust.assembled import Assembled, lived
@@ -145,7 +145,7 @@ def files_limited(soft: int) -> Iterator[None]:
 
 def test_a_low_soft_limit_of_files_is_raised_as_far_as_it_may_be() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS + FILES_KEPT_FREE
+    wanted = CONNECTIONS * FILES_PER_CONNECTION + FILES_KEPT_FREE
     raised = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     with files_limited(1024 if raised > 1024 else raised):
         assert port.room_for_connections() == port.connections_of(raised)
@@ -157,9 +157,15 @@ def test_a_low_soft_limit_of_files_is_raised_as_far_as_it_may_be() -> None:
     [
         (resource.RLIM_INFINITY, CONNECTIONS),
         (1_000_000, CONNECTIONS),
-        (1024, 1024 - FILES_KEPT_FREE),
+        (1024, (1024 - FILES_KEPT_FREE) // FILES_PER_CONNECTION),
         (256, 1),
     ],
 )
 def test_connections_leave_files_for_everything_else(files: int, connections: int) -> None:
     assert port.connections_of(files) == connections
+
+
+def test_too_few_files_for_all_connections_are_told() -> None:
+    assert port.connections_told(CONNECTIONS) == ""
+    assert "at most 170 connections" in port.connections_told(170)
+    assert "LimitNOFILE" in port.connections_told(170)

@@ -117,7 +117,29 @@ def test_the_byte_count_is_the_encodings_own() -> None:
     assert Manifest.from_wire(statistic).byte_count == 12
 
 
-@pytest.mark.parametrize("value", [0, 3, 99, -1, 2**31 - 1])
+def test_differences_have_a_scale_for_each_channel_and_a_byte_for_each_value() -> None:
+    delta = tensors_pb2.ENCODING_INT8_DELTA
+    tensors = (("a", [4]), ("a.running_var", [2, 2]), ("b", [5, 3, 2]), ("c", [5, 0]))
+    sent = message(*tensors, byte_count=4 * 4 + 4 * 4 + (5 * 4 + 30), encoding=delta)
+    assert Manifest.from_wire(sent).encoding == "int8_delta"
+    for lie in (0, sent.byte_count - 1, sent.byte_count + 1, 4 * 38):
+        sent.byte_count = lie
+        assert refusal(sent) is Refusal.BYTE_COUNT
+
+
+def test_a_compressed_payload_is_bounded_by_what_it_unfolds_to() -> None:
+    tensors = (("a", [4]), ("b", [512, 1024]))
+    plain = 4 * 4 + 512 * 4 + 512 * 1024
+    sent = message(*tensors, encoding=tensors_pb2.ENCODING_INT8_DELTA_ZSTD)
+    for possible in (1, 1000, plain, plain + plain // 256):
+        sent.byte_count = possible
+        assert Manifest.from_wire(sent).byte_count == possible
+    for lie in (0, plain + plain // 200, 4 * 512 * 1024, 2**64 - 1):
+        sent.byte_count = lie
+        assert refusal(sent) is Refusal.BYTE_COUNT
+
+
+@pytest.mark.parametrize("value", [0, 5, 99, -1, 2**31 - 1])
 def test_an_encoding_that_is_unknown_or_not_set_is_refused(value: int) -> None:
     sent = message(("a", [1]), byte_count=4)
     sent.encoding = value  # type: ignore[assignment]  # what a newer program may send

@@ -18,7 +18,7 @@ from fedreid.files import digest_of
 from fedreid.jobs import Progress, Worker
 from fedreid.limits import CHECKPOINT_S, CHECKPOINT_SHARE
 from fedreid.plan import TrainingPlan
-from silo_agent.learning import checkpoints
+from silo_agent.learning import checkpoints, local_round
 from silo_agent.learning.checkpoints import Checkpoints, Pace, Position, Trainee, numpy_state
 from silo_agent.learning.jobs import TrainJob, TrainReport
 from silo_agent.learning.worker import SiloWorker
@@ -120,6 +120,28 @@ def test_a_round_killed_at_any_step_of_either_training_ends_with_the_same_bits(
     assert first == {"training": begun + 1, "standalone": step if phase == "standalone" else 1}
     told = (f"went on from step {begun}, where it was interrupted",) if begun else ()
     assert report.notes == told
+
+
+@pytest.mark.parametrize(("kept", "read"), [(False, 0), (True, 1)])
+def test_the_base_model_is_read_for_checkpoints_alone_and_once_for_both_trainings(
+    tmp_path: Path,
+    silo: Path,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: bool,
+    read: int,
+) -> None:
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return digest_of(path)
+
+    monkeypatch.setattr(local_round, "digest_of", counted)
+    site = Site(tmp_path / "site", silo, base, TRAINING)
+    job = site.job() if kept else site.job(checkpoints="")
+    SiloWorker().train(job, quiet)
+    assert hashed == [base] * read
 
 
 def test_a_round_killed_again_and_again_ends_with_the_same_bits(

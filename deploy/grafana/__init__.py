@@ -1,0 +1,1 @@
+"""Boards for Grafana, made from typed code."""

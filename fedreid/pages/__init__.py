@@ -1,0 +1,1 @@
+"""Reports as HTML: one page each that holds everything it shows."""
