@@ -2,13 +2,14 @@
 
 import errno
 import multiprocessing
+import os
 from collections import deque
 from pathlib import Path
 
 import pytest
 
 from fedreid import audit
-from fedreid.audit import AuditLog, audit_files, newest_first, read_audit, verify
+from fedreid.audit import AuditLog, Field, audit_files, newest_first, read_audit, verify
 from fedreid.clock import SystemClock
 from fedreid.errors import AuditBroken, StorageError
 
@@ -119,7 +120,9 @@ def test_a_line_that_a_crash_cut_off_is_dropped_and_told(tmp_path: Path) -> None
 
 def test_owed_lines_are_one_chain_and_are_taken_off(tmp_path: Path) -> None:
     log = written(tmp_path, 1)
-    owed = deque([("update.accepted", {"silo": f"s{n}"}) for n in range(5)])
+    owed: deque[tuple[str, dict[str, Field]]] = deque(
+        [("update.accepted", {"silo": f"s{n}"}) for n in range(5)]
+    )
     log.append_owed(owed)
     assert not owed
     assert [line.fields["silo"] for line in read_audit(tmp_path)][1:] == [f"s{n}" for n in range(5)]
@@ -131,13 +134,15 @@ def test_of_owed_lines_that_the_disk_does_not_take_none_is_left_behind(
 ) -> None:
     log = written(tmp_path, 1)
     before = audit_files(tmp_path)[0].read_bytes()
-    owed = deque([("update.accepted", {"silo": f"s{n}"}) for n in range(5)])
+    owed: deque[tuple[str, dict[str, Field]]] = deque(
+        [("update.accepted", {"silo": f"s{n}"}) for n in range(5)]
+    )
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(audit.os, "fsync", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(StorageError):
             log.append_owed(owed)
     assert audit_files(tmp_path)[0].read_bytes() == before and len(owed) == 5

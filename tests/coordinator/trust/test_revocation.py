@@ -59,8 +59,8 @@ def records(monkeypatch: pytest.MonkeyPatch) -> Records:
         write(file, chunk)
         records.taken.append(("chunk", file.path.name.rpartition("-")[0]))
 
-    async def counting(intake: Intake, announcement: Any, part: Path) -> Any:
-        standing = await count(intake, announcement, part)
+    async def counting(intake: Intake, announcement: Any, incoming: Any) -> Any:
+        standing = await count(intake, announcement, incoming)
         records.taken.append(("update", announcement.silo))
         return standing
 

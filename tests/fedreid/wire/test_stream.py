@@ -21,6 +21,7 @@ from fedreid.limits import (
 )
 from fedreid.names import Digest
 from fedreid.v1 import tensors_pb2
+from fedreid.wire.chunks import Chunk
 from fedreid.wire.stream import PartialFile, send_chunks
 
 PAYLOAD = bytes(range(256)) * 4
@@ -238,9 +239,9 @@ def test_a_full_disk_is_a_storage_error_and_the_next_attempt_goes_on(
 
 def sent(
     path: Path, *, start: int, size: int, offset: int, bytes_per_s: float = 1e9
-) -> list[tensors_pb2.Chunk]:
+) -> list[Chunk]:
     """All chunks of a payload, over a line that takes so much in each second of a made-up clock."""
-    chunks: list[tensors_pb2.Chunk] = []
+    chunks: list[Chunk] = []
 
     async def send() -> None:
         loop, taken_s = asyncio.get_running_loop(), 0.0
