@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from coordinator.founding import admin_files, keys_from, new_keys
 from fedreid.clock import Clock
@@ -25,6 +25,18 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _CONFLICT = 409
 _ADMIN = "admin"
+
+
+class SecretStore(Protocol):
+    """Where Secrets are kept."""
+
+    def create(self, name: str, files: Mapping[str, bytes], kind: str) -> bool:
+        """Make a Secret; False if there is one of that name, which is left alone."""
+        ...
+
+    def read(self, name: str) -> dict[str, bytes]:
+        """The files of a Secret."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +107,7 @@ class Secrets:
 
 
 def found_federation(
-    secrets: Secrets,
+    secrets: SecretStore,
     federation: FederationName,
     *,
     authority: str,

@@ -1,14 +1,16 @@
 """Is a coordinator installed from files as it is by hand, and again without losing anything?"""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import pytest
 import tomli_w
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
 from coordinator.cli import app
-from coordinator.cluster import Secrets, found_federation
+from coordinator.cluster import found_federation
 from coordinator.config import (
     dialled_address,
     initialise,
@@ -129,10 +131,10 @@ class Kept:
     def __init__(self) -> None:
         self.secrets: dict[str, dict[str, bytes]] = {}
 
-    def create(self, name: str, files: dict[str, bytes], kind: str) -> bool:
+    def create(self, name: str, files: Mapping[str, bytes], kind: str) -> bool:
         if name in self.secrets:
             return False
-        self.secrets[name] = files
+        self.secrets[name] = dict(files)
         return True
 
     def read(self, name: str) -> dict[str, bytes]:
@@ -142,11 +144,12 @@ class Kept:
 def test_secrets_are_made_once_and_a_lost_one_anew_from_the_same_authority(
     clock: FakeClock,
 ) -> None:
-    kept, said = Kept(), list[str]()
+    kept = Kept()
+    said: list[str] = []
 
     def found() -> None:
         found_federation(
-            cast(Secrets, kept),
+            kept,
             HARBOUR,
             authority="keys",
             admin="admin",
@@ -162,15 +165,11 @@ def test_secrets_are_made_once_and_a_lost_one_anew_from_the_same_authority(
     found()
     assert kept.secrets["keys"] == before["keys"] != kept.secrets["admin"]
     authority = keys_from(kept.secrets["keys"], "").authority.certificate
-    from cryptography import x509
-
     assert issued_by(authority, x509.load_pem_x509_certificate(kept.secrets["admin"]["tls.crt"]))
     assert not any("PRIVATE KEY" in line for line in said)
 
 
 def test_init_and_its_repetition_by_command(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     data = tmp_path / "data"
     keys = written(tmp_path / "keys", new_keys(HARBOUR, now_s=1_900_000_000.0).files())
     command = [
