@@ -212,7 +212,10 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         async with self._intake.judging(silo):
             opening = await self._intake.open(_announcement(silo, request))
         return federation_pb2.OpenUploadResponse(
-            state=_STATE[opening.standing], upload_id=opening.upload_id, offset=opening.offset
+            state=_STATE[opening.standing],
+            upload_id=opening.upload_id,
+            offset=opening.offset,
+            takes_turns=True,
         )
 
     async def SendUpload(  # noqa: N802

@@ -156,7 +156,8 @@ class Delivery:
                 return opening.state
             turn = asyncio.Event()
             call = stub.SendUpload(self._messages(opening, parcel, turn))
-            await call.initial_metadata()  # they come when it is this silo's turn
+            if opening.takes_turns:
+                await call.initial_metadata()  # they come when it is this silo's turn
             turn.set()
             answer = await call
         faults.point("upload.ack.received")

@@ -885,22 +885,28 @@ class OpenUploadResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    TAKES_TURNS_FIELD_NUMBER: _builtins.int
     state: Global___UploadState.ValueType
     """Where the upload stands."""
     upload_id: _builtins.str
     """Name of the upload for SendUpload."""
     offset: _builtins.int
     """Bytes that the coordinator already holds."""
+    takes_turns: _builtins.bool
+    """Uploads take turns: the payload is to follow when SendUpload's initial metadata have come. Where
+    this is not set it follows at once.
+    """
     def __init__(
         self,
         *,
         state: Global___UploadState.ValueType = ...,
         upload_id: _builtins.str = ...,
         offset: _builtins.int = ...,
+        takes_turns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "state", b"state", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "state", b"state", "takes_turns", b"takes_turns", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

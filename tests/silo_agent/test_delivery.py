@@ -41,13 +41,15 @@ class Failed(grpc.aio.AioRpcError):
 
 
 class FakeCall:
-    """A call whose turn it is at once."""
+    """A call whose turn it is at once, or that tells of none before its answer."""
 
-    def __init__(self, answer: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, answer: Coroutine[Any, Any, Any], *, takes_turns: bool) -> None:
         self._answer = answer
+        self._takes_turns = takes_turns
 
     async def initial_metadata(self) -> None:
-        """They are there."""
+        """They are there, if they ever come."""
+        assert self._takes_turns, "an older coordinator sends them with its answer"
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._answer.__await__()
@@ -60,6 +62,7 @@ class FakeCoordinator:
     audit: Path
     opening: Any = pb.UPLOAD_STATE_SEND
     offset: int = 0
+    takes_turns: bool = True
     answer: Any = pb.UPLOAD_STATE_ACCEPTED
     refuses: Refusal | None = None
     breaks: bool = False
@@ -72,11 +75,13 @@ class FakeCoordinator:
     async def OpenUpload(self, request: Any, timeout: float) -> Any:  # noqa: N802
         """Answer as told."""
         self._note("OpenUpload", request)
-        return pb.OpenUploadResponse(state=self.opening, upload_id="u", offset=self.offset)
+        return pb.OpenUploadResponse(
+            state=self.opening, upload_id="u", offset=self.offset, takes_turns=self.takes_turns
+        )
 
     def SendUpload(self, requests: AsyncIterator[Any]) -> "FakeCall":  # noqa: N802
         """Take the payload, or break off."""
-        return FakeCall(self._take(requests))
+        return FakeCall(self._take(requests), takes_turns=self.takes_turns)
 
     async def _take(self, requests: AsyncIterator[Any]) -> Any:
         self._note("SendUpload", await anext(requests))
@@ -175,6 +180,12 @@ def test_an_update_is_written_down_before_the_first_call_about_it(
         ("SendUpload", ["update.sent"]),
     ]
     assert events(stub.audit) == ["update.sent", "update.outcome"]
+
+
+def test_a_coordinator_that_knows_no_turns_is_not_waited_for(silo: Silo) -> None:
+    older = FakeCoordinator(silo.folders.audit, takes_turns=False)
+    assert silo.update(older)
+    assert older.payload == BASE["a.weight"].tobytes()
 
 
 def test_the_log_says_of_an_update_what_the_wire_carries(silo: Silo, stub: FakeCoordinator) -> None:
