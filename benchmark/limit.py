@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from benchmark.processes import cpu_seconds
+from benchmark.footprints import cpu_seconds
 from fedreid.errors import RunError
 
 LimitKind = Literal["c", "python"]

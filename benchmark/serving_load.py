@@ -24,7 +24,7 @@ import msgspec
 import tomli_w
 
 from benchmark.federation import LocalFederation, terminable
-from benchmark.footprints import Footprint, children_of, footprint
+from benchmark.footprints import Footprint, children, footprint, peak_mb
 from benchmark.light_agents import Crowd, Member, Seen
 from coordinator.config import load_config, load_model_key
 from coordinator.folders import Folders
@@ -309,8 +309,8 @@ class _Watch:
                     "The run did not come to its end", why=self._local.coordinator.log[-500:]
                 )
             self._service = footprint(pid)
-            for child in children_of(pid):
-                self._worker_peak_mb = max(self._worker_peak_mb, footprint(child).peak_mb)
+            for child in children(pid):
+                self._worker_peak_mb = max(self._worker_peak_mb, peak_mb(child))
             published = len(self._lines("round.published"))
             if published > len(self._by_round):
                 self._by_round.append(self._service)

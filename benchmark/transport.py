@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 from benchmark.federation import LocalFederation, terminable
+from benchmark.footprints import children, cpu_seconds, peak_mb
 from benchmark.limit import Limit, LimitKind
-from benchmark.processes import children, cpu_seconds, peak_mb
 from coordinator.folders import Folders
 from fedreid.audit import read_audit
 from fedreid.datasets.synthetic import SyntheticSpec, render

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.footprints import children, cpu_seconds, peak_mb
 from benchmark.limit import Limit
-from benchmark.processes import children, cpu_seconds, peak_mb
 from benchmark.transport import measure_transport
 from fedreid.errors import RunError, UsageError
 from fedreid.plan import BackbonePlan
