@@ -9,7 +9,6 @@ job at hand; the next job starts a new child. Jobs read and write files; no tens
 import asyncio
 import contextlib
 import ctypes
-import math
 import os
 import signal
 import sys
@@ -228,14 +227,15 @@ def serve(handlers: dict[type[Job], Handler]) -> None:
     lines = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
-    told_s = -math.inf
+    told_phase, told_s = "", 0.0
 
     def tell(message: _Line) -> None:
-        nonlocal told_s
+        nonlocal told_phase, told_s
         if isinstance(message, Progress):
-            if message.done < message.total and time.monotonic() - told_s < PROGRESS_S:
+            lately = message.phase == told_phase and time.monotonic() - told_s < PROGRESS_S
+            if lately and message.done < message.total:
                 return
-            told_s = time.monotonic()
+            told_phase, told_s = message.phase, time.monotonic()
         lines.write(msgspec.json.encode(message) + b"\n")
 
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_union(tuple(handlers)))

@@ -112,7 +112,8 @@ def test_aggregation_and_encoding_leave_torch_out(work: Round) -> None:
         steps: list[Progress] = []
         report = await worker.run(work.aggregate(), AggregateReport, steps.append)
         assert report.weights == {"east": 0.5, "north": 0.5}
-        assert steps[-1].done == steps[-1].total == len(steps) / 2  # compared, then aggregated
+        assert list(dict.fromkeys(step.phase for step in steps)) == ["comparing", "aggregating"]
+        assert steps[-1].done == steps[-1].total
         model, out = str(work.folder / "aggregate"), str(work.folder / "payload")
         encoded = [
             await worker.run(
@@ -171,7 +172,8 @@ def test_every_job_that_needs_torch_is_done_by_one_child(work: Round, tmp_path: 
         steps: list[Progress] = []
         distilled = await worker.run(work.distil(), DistilReport, steps.append)
         assert distilled.images == 12
-        assert [step.done for step in steps if step.phase == "distilling"] == [1, 2, 3]
+        done = [step.done for step in steps if step.phase == "distilling"]
+        assert done == sorted(done) and done[-1] == steps[-1].total == 3
 
         job = EvaluateJob(
             backbone=TINY,

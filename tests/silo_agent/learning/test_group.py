@@ -126,7 +126,7 @@ def test_two_processes_train_a_job_and_the_death_of_one_ends_both(tmp_path: Path
     assert report.num_steps == 20
     assert [result.model for result in report.evaluations] == ["local"]
     means = [line.loss for line in heard if line.phase == "training" and line.loss is not None]
-    assert 2 * means[-1] - means[9] < 0.8 * means[0]  # the second half's mean
+    assert means[-1] < 0.8 * means[0], means  # of all steps, and of the first
     assert read(tmp_path / "out/update.safetensors").keys() == read(base).keys()
     assert len(family) >= 2
     assert not [process for process in family if process.is_running()]
