@@ -10,7 +10,7 @@ import yaml
 
 from tests.docs.pages import ROOT
 
-COMING = {"performance.md", "install.md", "kubernetes.md"}
+COMING = {"kubernetes.md"}
 """Pages that others write; each goes into the navigation with the page itself."""
 
 
