@@ -29,6 +29,7 @@ from coordinator.rounds.machine import Phase, RoundState
 from coordinator.trust.registry import ACTIVE, REVOKED, SUSPENDED
 from fedreid.errors import ConnectionFailed, FedreidError, StorageError
 from fedreid.files import make_folder
+from fedreid.limits import JOB_RETRY_S
 from fedreid.names import SiloName
 from fedreid.pki.signing import new_signing_key_pem, public_bytes, signing_key
 from fedreid.plan import parse_plan
@@ -119,6 +120,7 @@ class World:
         self._spans: dict[tuple[str, int], list[Span]] = {}
         self._states: dict[tuple[str, int], RoundState] = {}
         self._set_back_s: list[float] = []
+        self._no_room_s: list[float] = []
         self._returned: list[tuple[str, float, float]] = []
         self._booted_s: list[float] = []
         self._let_in_s: list[tuple[str, float]] = []
@@ -399,6 +401,7 @@ class World:
             raise Killed
         if what.startswith(_TAKES_ROOM) and self._is_full():
             self._tell("disk", f"has no room {what}")
+            self._no_room_s.append(self._loop.time())
             raise StorageError(f"No room {what}", why="the disk is full")
         if isinstance(program, Server) and program.steps_left is not None:
             program.steps_left -= 1
@@ -458,7 +461,7 @@ class World:
             rounds=tuple(
                 Round(
                     state=state,
-                    spans=tuple(map(self._with_jumps, self._spans[state.run, state.number])),
+                    spans=tuple(map(self._with_troubles, self._spans[state.run, state.number])),
                 )
                 for state in states
             ),
@@ -491,18 +494,22 @@ class World:
         again_s = next((at_s for at_s in later if at_s >= gone.decided_s), None)
         return replace(gone, again_s=again_s)
 
-    def _with_jumps(self, span: Span) -> Span:
-        """A phase may take its whole time again from when the clock was set back in it."""
+    def _with_troubles(self, span: Span) -> Span:
+        """A phase may take its whole time again from when the clock was set back in it.
+
+        What the disk has no room for is tried again after a pause, and that once for each time.
+        """
         ended_s = self._loop.time() if span.ended_s is None else span.ended_s
         jumps_s = (at_s for at_s in self._set_back_s if span.began_s <= at_s <= ended_s)
         last_s = max(jumps_s, default=span.began_s)
         if last_s > span.began_s:  # who was down notices at the start
             last_s = next((at_s for at_s in self._booted_s if last_s <= at_s <= ended_s), last_s)
+        pauses = sum(span.began_s <= at_s <= ended_s for at_s in self._no_room_s)
         return Span(
             phase=span.phase,
             began_s=span.began_s,
             ended_s=span.ended_s,
-            allowed_s=last_s - span.began_s + span.allowed_s,
+            allowed_s=last_s - span.began_s + span.allowed_s + pauses * JOB_RETRY_S,
         )
 
     def _is_spooled(self, update: Update) -> bool:
