@@ -102,12 +102,14 @@ def test_a_coordinator_whose_disk_is_full_goes_on_when_there_is_space_again(
     start_endless_run(local, tmp_path)
     further(local, 1)
     assert ready(local) == (200, "ok\n")
+    late, _ = local.agents.values()
+    late.stop()  # so that this round waits for its update, whenever the disk fills up
     ballast = fill(local.data)
     told(local, local.coordinator, "the disk is full. Free some space")
     status, sentence = ready(local)
     assert status == 503 and "disk" in sentence
-    agent = next(iter(local.agents.values()))
-    told(local, agent, "disk is full")
+    late.start()
+    told(local, late, "disk is full")
     ballast.unlink()
     told(local, local.coordinator, "takes writes again")
     further(local, 2)
