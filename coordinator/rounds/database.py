@@ -117,7 +117,7 @@ class Database:
         """
         try:
             yield
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # SQLite's own words, too
             raise self._damaged(str(error)) from error
         except (sa.exc.DBAPIError, OverflowError) as error:
             cause = getattr(error, "orig", error)
