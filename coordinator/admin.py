@@ -254,8 +254,8 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             raise RunError("No model has been published yet")
         release = await off_loop(self._models.signed_release, digest, "fp32")
         yield admin_pb2.ExportModelResponse(release=release)
-        async for chunk in self._models.chunks(digest, "fp32", 0):
-            yield admin_pb2.ExportModelResponse(chunk=chunk.to_wire())
+        async for message in self._models.chunks(digest, "fp32", 0):
+            yield admin_pb2.ExportModelResponse(chunk=message.chunk.to_wire())
 
     async def RollBackModel(  # noqa: N802
         self, request: admin_pb2.RollBackModelRequest, context: Any

@@ -196,12 +196,12 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
             chunks = self._models.chunks(digest, encoding, request.offset)
             while True:
                 async with self._reading:  # held while a chunk is read, not while it is sent
-                    chunk = await anext(chunks, None)
-                if chunk is None:
+                    message = await anext(chunks, None)
+                if message is None:
                     return
                 async with turn.pace():
-                    yield ChunkMessage(chunk)
-                self._current.downloaded_bytes += len(chunk.data)
+                    yield message
+                self._current.downloaded_bytes += len(message.chunk.data)
 
     async def OpenUpload(  # noqa: N802
         self, request: federation_pb2.OpenUploadRequest, context: Any

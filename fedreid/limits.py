@@ -166,6 +166,13 @@ carries within one round trip, or it slows it: 2 MiB are 168 Mbit/s over 100 ms.
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""
 
+SHARED_CHUNKS = 8
+"""Chunks read last, kept for the other silos: those that fetch a model together are no further
+apart than what a stream has on its way."""
+
+SHARED_S = 5.0
+"""How long such a chunk is given to others: a file that was mended is read again soon."""
+
 CONCURRENT_TRANSFERS = 8
 """Models, and updates, that move at once unless the plan says another number, beside those on slow
 lines: they fill the coordinator's processor, and other calls still have their turn in time."""

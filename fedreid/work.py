@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +37,11 @@ async def to_the_end(work: Awaitable[T]) -> T:
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((future,))
-        if not future.cancelled():
-            future.exception()  # looked at, or asyncio would complain that nobody did
+        looked_at(future)
         raise
+
+
+def looked_at(future: "asyncio.Future[Any]") -> None:
+    """Look at how ``future`` ended, or asyncio would complain that nobody did."""
+    if not future.cancelled():
+        future.exception()

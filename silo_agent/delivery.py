@@ -19,9 +19,8 @@ from fedreid.contract import EvaluationResult, TrainTask
 from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
 from fedreid.limits import CALL_S
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.wire.chunks import ChunkMessage
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire
-from fedreid.wire.stream import send_chunks
+from fedreid.wire.stream import reading, send_chunks
 from fedreid.wire.tensors import layout_of
 from fedreid.work import off_loop
 from silo_agent.config import AgentConfig, Folders
@@ -169,12 +168,12 @@ class Delivery:
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
         await turn.wait()
         size = parcel.manifest.byte_count
-        chunks = send_chunks(parcel.path, start=parcel.start, size=size, offset=opening.offset)
-        async for chunk in chunks:
-            yield ChunkMessage(chunk)
+        payload = reading(parcel.path, parcel.start)
+        async for message in send_chunks(payload, size=size, offset=opening.offset):
+            yield message
             faults.point("upload.chunk.sent")
-            EGRESS_BYTES.inc(len(chunk.data))
-            self._doing("uploading", chunk.offset / size)
+            EGRESS_BYTES.inc(len(message.chunk.data))
+            self._doing("uploading", message.chunk.offset / size)
 
     async def _note_outcome(self, parcel: Parcel, outcome: str, **more: str) -> None:
         await off_loop(

@@ -2,7 +2,8 @@
 
 A model is taken only with a release that the federation's coordinator signed, whose version has
 not gone back, and whose bytes have the digest that the release names. Parts of a download that
-broke off are kept and gone on with.
+broke off are kept and gone on with. The bytes are not synced: what a power cut takes of them is
+noticed by the digest, and fetched again.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ import msgspec
 from fedreid import faults
 from fedreid.audit import AuditLog
 from fedreid.contract import Release
+from fedreid.digests import KnownDigests
 from fedreid.errors import (
     ConnectionFailed,
     SignatureRefused,
@@ -32,7 +34,7 @@ from fedreid.wire.stream import PartialFile
 from fedreid.wire.tensors import TensorFile, data_offset_of
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
-from silo_agent.held import NEWEST_NOTE, Held, read_note
+from silo_agent.held import NEWEST_NOTE, Held, find_held, read_note
 from silo_agent.trust.channel import calling
 
 if TYPE_CHECKING:
@@ -50,9 +52,11 @@ class ModelCache:
     """Verified models of this silo's federation."""
 
     def __init__(self, folders: Folders, membership: Membership, audit: AuditLog) -> None:
+        self._folders = folders
         self._folder = folders.models
         self._membership = membership
         self._audit = audit
+        self._digests = KnownDigests()
 
     async def ensure(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
@@ -75,6 +79,10 @@ class ModelCache:
                 return held
         raise ConnectionFailed("The coordinator sent no model")
 
+    def find_whole(self, digest: str) -> Held | None:
+        """The model with this digest, in whichever encoding it came, if it lies here undamaged."""
+        return self._whole(find_held(self._folders, digest))
+
     def remove_others(self, *kept: str) -> None:
         """Delete every model but these."""
         for path in self._folder.iterdir():
@@ -83,8 +91,12 @@ class ModelCache:
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
         """The model if it lies here as it was taken; a damaged one is fetched again."""
-        held = read_note(self._note_path(digest, encoding))
-        return held if held is not None and held.is_whole() else None
+        return self._whole(read_note(self._note_path(digest, encoding)))
+
+    def _whole(self, held: Held | None) -> Held | None:
+        if held is None or not self._digests.is_whole(Path(held.path), held.file_digest):
+            return None
+        return held
 
     async def _fetch(
         self, stub: "FederationAsyncStub", address: str, digest: Digest, encoding: Encoding
@@ -194,6 +206,7 @@ class ModelCache:
         write_bytes(
             self._note_path(release.model_digest, manifest.encoding), msgspec.json.encode(held)
         )
+        self._digests.note(part if as_it_lies else path, file_digest)
         if as_it_lies:
             move_file(part, path)
         else:

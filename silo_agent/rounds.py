@@ -36,7 +36,7 @@ from silo_agent.config import AgentConfig, Folders, Membership
 from silo_agent.contact import Contact
 from silo_agent.delivery import Delivery
 from silo_agent.egress import check_images, check_task
-from silo_agent.held import Held, find_held
+from silo_agent.held import Held
 from silo_agent.jumps import check_model
 from silo_agent.learning.jobs import EvaluateJob, EvaluateReport, Silo, TrainJob, TrainReport
 from silo_agent.models import ModelCache
@@ -212,8 +212,10 @@ class Participant:
         what became of it, and the round's figures, are known only when it is asked again.
         """
         finished = self._outbox.undelivered()
-        base = None if finished is None else find_held(self._folders, finished.base_digest)
-        if finished is None or base is None or not await self._is_whole(finished):
+        if finished is None or not await self._is_whole(finished):
+            return
+        base = await off_loop(self._models.find_whole, finished.base_digest)
+        if base is None:
             return
         with contextlib.suppress(PolicyRefused):  # told when there is a task for the round again
             await self._deliver(stub, finished, base)
@@ -240,7 +242,7 @@ class Participant:
         before = None
         if previous is not None:
             await off_loop(self._models.remove_others, task.base_digest, previous.base_digest)
-            before = find_held(self._folders, previous.base_digest)
+            before = await off_loop(self._models.find_whole, previous.base_digest)
         change = await off_loop(check_model, base, before, policy, self._clock.now_s())
         if change is not None:
             self._signs.tell(

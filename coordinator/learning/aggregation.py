@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from coordinator.learning.jobs import AggregateJob, AggregateReport, Contribution
 from coordinator.learning.movement import measure
@@ -83,6 +84,8 @@ def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
     """
     contributions_K = sorted(job.contributions, key=lambda contribution: contribution.silo)
     with ExitStack() as stack:
+        # Blocks run side by side already, and a sum's last bit must not depend on the machine.
+        stack.enter_context(threadpool_limits(1, user_api="blas"))
         files = opened_round(stack, job)
         movement = measure(files, progress)
         judgement = judge(contributions_K, movement, job.aggregation)

@@ -65,6 +65,7 @@ class Incoming:
         self._inspect()  # or a resumed upload to which nothing was added would not be
         with faults.step("upload.finalise"):
             self._file.finish(self._manifest.payload_digest)
+            self._file.sync()
 
     def checked(self) -> tuple[Path, Digest]:
         """The canonical file of a finished update each of whose values may count, and its digest.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.rounds.downloads import SharedReads
 from coordinator.rounds.journal import Journal, ModelRow
 from fedreid import faults
 from fedreid.contract import Release, ReleasePayload
@@ -24,7 +25,7 @@ from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import sign
 from fedreid.plan import Encoding, is_difference
 from fedreid.v1 import federation_pb2
-from fedreid.wire.chunks import Chunk
+from fedreid.wire.chunks import ChunkMessage
 from fedreid.wire.encoding import encode, is_payload_size
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.messages import release_from_wire, release_to_wire
@@ -69,6 +70,7 @@ class Models:
         self._told = functools.lru_cache(_KNOWN)(self._tell)
         self.digests = KnownDigests()
         """Of models, and of the round's files that become one."""
+        self._shared = SharedReads()
 
     def path(self, digest: Digest) -> Path:
         """The canonical file of a published model."""
@@ -253,11 +255,12 @@ class Models:
         ):
             encode(file, file.layout, encoding, out)
 
-    async def chunks(self, digest: Digest, encoding: Encoding, offset: int) -> AsyncIterator[Chunk]:
+    def chunks(
+        self, digest: Digest, encoding: Encoding, offset: int
+    ) -> AsyncIterator[ChunkMessage]:
         """The payload of a published model from ``offset`` on."""
         path, start, size = self._payload_place(digest, encoding)
-        async for chunk in send_chunks(path, start=start, size=size, offset=offset):
-            yield chunk
+        return send_chunks(self._shared.reading(path, start), size=size, offset=offset)
 
     def newest_digest(self) -> Digest:
         """The model that was published last; empty if there is none."""

@@ -133,9 +133,9 @@ class Access(grpc.aio.ServerInterceptor):
     def _unary(self, behaviour: Any, service: str, messages: Any, *, leaving: bool) -> Any:
         async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
             async with self._call(context, service):
-                answer = await behaviour(await _only(messages(requests, context)), context)
+                answer = await behaviour(await _only(messages(requests)), context)
                 if not leaving:  # a long poll outlives what was true when it began
-                    self._admit(context, service)
+                    self._admit(_caller.get(), service)
                 return answer
 
         return call
@@ -143,10 +143,10 @@ class Access(grpc.aio.ServerInterceptor):
     def _streamed_response(self, behaviour: Any, service: str, messages: Any) -> Any:
         async def call(requests: AsyncIterator[bytes], context: Any) -> None:
             async with self._call(context, service) as under_way:
-                request = await _only(messages(requests, context))
+                request = await _only(messages(requests))
                 async with contextlib.aclosing(behaviour(request, context)) as answers:
                     async for message in answers:
-                        self._admit(context, service)
+                        self._admit(_caller.get(), service)
                         async with _not_idle():
                             await under_way.send(context.write(message))
 
@@ -156,14 +156,14 @@ class Access(grpc.aio.ServerInterceptor):
         async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
             async with (
                 self._call(context, service),
-                contextlib.aclosing(messages(requests, context)) as admitted,
+                contextlib.aclosing(messages(requests)) as admitted,
             ):
                 return await behaviour(admitted, context)
 
         return call
 
     async def _messages(
-        self, requests: AsyncIterator[bytes], context: Any, *, service: str, parse: Any
+        self, requests: AsyncIterator[bytes], *, service: str, parse: Any
     ) -> AsyncIterator[Any]:
         """The messages of a call: each comes in time, from one who may send it, and is one."""
         while True:
@@ -171,7 +171,7 @@ class Access(grpc.aio.ServerInterceptor):
                 message = await anext(requests, None)
             if message is None:
                 return
-            self._admit(context, service)
+            self._admit(_caller.get(), service)
             try:
                 parsed = parse(message)
             except DecodeError as error:
@@ -183,7 +183,8 @@ class Access(grpc.aio.ServerInterceptor):
         """One call: admitted, listed while it lives, its failures told as statuses."""
         call = None
         try:
-            holder = self._admit(context, service)
+            holder = self._identify(context, service)
+            self._admit(holder, service)
             call = self._begin(holder.principal, service)
             try:
                 if self._registry.first_use(holder):
@@ -201,7 +202,7 @@ class Access(grpc.aio.ServerInterceptor):
             call.task.uncancel()
             await call.sent()
             try:
-                self._admit(context, service)  # says why, as every later call will hear it
+                self._admit(_caller.get(), service)  # says why, as every later call will hear it
             except AccessDenied as denied:
                 await _tell(context, denied)
             name = call.principal.name
@@ -224,11 +225,19 @@ class Access(grpc.aio.ServerInterceptor):
             self._denials.note(principal.uri, service, error.what)
             raise
 
-    def _admit(self, context: Any, service: str) -> Holder:
-        caller = ""
+    def _identify(self, context: Any, service: str) -> Holder:
+        """Who calls: the certificate of the connection, one and the same for all of the call."""
         try:
             holder = _peer(context)
-            caller = holder.principal.uri
+        except FedreidError as error:
+            self._note_denied("", service, error)
+            raise
+        _caller.set(holder)
+        return holder
+
+    def _admit(self, holder: Holder, service: str) -> None:
+        """Whether the caller may make this call at this moment."""
+        try:
             if holder.principal.role not in _ROLES.get(service, ()):
                 raise AccessDenied(
                     f"A certificate of the role {holder.principal.role.value!r} can't call "
@@ -237,12 +246,13 @@ class Access(grpc.aio.ServerInterceptor):
                 )
             self._registry.check(holder)
         except FedreidError as error:
-            reason = error.reason if isinstance(error, AccessDenied) else Denial.CERTIFICATE
-            ACCESS_DENIED.labels(reason.value).inc()
-            self._denials.note(caller, service, error.what)
+            self._note_denied(holder.principal.uri, service, error)
             raise
-        _caller.set(holder)
-        return holder
+
+    def _note_denied(self, caller: str, service: str, error: FedreidError) -> None:
+        reason = error.reason if isinstance(error, AccessDenied) else Denial.CERTIFICATE
+        ACCESS_DENIED.labels(reason.value).inc()
+        self._denials.note(caller, service, error.what)
 
 
 def _peer(context: Any) -> Holder:

@@ -9,6 +9,7 @@ from typing import Any
 from fedreid.errors import LimitReached
 from fedreid.limits import CALLS_PER_CALLER
 from fedreid.names import Principal, Role
+from fedreid.work import looked_at
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +28,7 @@ class UnderWay:
     async def send(self, message: Awaitable[None]) -> None:
         """Wait until a message is sent; it stays on its way if the wait ends sooner."""
         self.sending = asyncio.ensure_future(message)
-        self.sending.add_done_callback(_looked_at)
+        self.sending.add_done_callback(looked_at)  # a caller may go while it is on its way
         await asyncio.shield(self.sending)
 
     async def sent(self) -> None:
@@ -84,9 +85,3 @@ class CallsUnderWay:
             call.task.cancel()
         for call in ended:
             await call.handled.wait()
-
-
-def _looked_at(sending: "asyncio.Future[None]") -> None:
-    """A caller who goes while a message is on its way is no error of ours."""
-    if not sending.cancelled():
-        sending.exception()

@@ -11,6 +11,7 @@ cut out of it. Whatever does not look exactly like that is left to the generated
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from fedreid.v1 import tensors_pb2
@@ -41,7 +42,7 @@ AnyChunk: TypeAlias = Chunk | tensors_pb2.Chunk
 """However it was read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChunkMessage:
     """A message with a chunk and nothing else, as both generated classes show it."""
 
@@ -56,8 +57,9 @@ class ChunkMessage:
         """Only the first message of an upload names it."""
         return ""
 
+    @cached_property
     def serialised(self) -> bytes:
-        """The message on the wire."""
+        """The message on the wire; written once, to however many it is sent."""
         chunk = self.chunk
         head = b"".join(
             (
@@ -77,7 +79,7 @@ def serialiser(generated: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
     """Writes chunk messages by hand, and others as ``generated`` does."""
 
     def serialise(message: Any) -> bytes:
-        return message.serialised() if isinstance(message, ChunkMessage) else generated(message)
+        return message.serialised if isinstance(message, ChunkMessage) else generated(message)
 
     return serialise
 
@@ -93,7 +95,7 @@ def parser(generated: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _only_chunk(message: bytes) -> Chunk | None:
-    """The chunk of a message as :meth:`ChunkMessage.serialised` writes it; None of any other."""
+    """The chunk of a message as ``ChunkMessage.serialised`` writes it; None of any other."""
     try:
         if message[0] != _CHUNK_FIELD:
             return None

@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import blake3
 import google_crc32c
@@ -15,36 +15,44 @@ from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
 from fedreid.files import read_into, remove_file
 from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
 from fedreid.names import Digest
-from fedreid.wire.chunks import AnyChunk, Chunk
+from fedreid.wire.chunks import AnyChunk, Chunk, ChunkMessage
 from fedreid.work import off_loop
 
+Read: TypeAlias = Callable[[int, int], Awaitable[ChunkMessage]]
+"""Gives a chunk of a payload, by its offset and size in bytes."""
 
-async def send_chunks(path: Path, *, start: int, size: int, offset: int) -> AsyncIterator[Chunk]:
-    """The payload that lies in ``path`` at ``start`` with ``size`` bytes, from ``offset`` on.
+
+async def send_chunks(read: Read, *, size: int, offset: int) -> AsyncIterator[ChunkMessage]:
+    """The payload of ``size`` bytes that ``read`` reads, from ``offset`` on.
 
     Chunks grow while the line takes them fast, and shrink where it is slow: a chunk is what a
     break loses, and what the other side waits for before it takes the sender for dead.
     """
     clock_s = asyncio.get_running_loop().time
     chunk_bytes = FIRST_CHUNK_BYTES
-    with storage_errors("read", path):
-        stream = path.open("rb", buffering=0)
-    with stream:
-        while offset < size:
-            count = min(chunk_bytes, size - offset)
-            chunk = await off_loop(_read_chunk, stream.fileno(), path, start, offset, count)
-            given_s = clock_s()
-            yield chunk
-            chunk_bytes = _next_size(chunk_bytes, clock_s() - given_s)
-            offset += len(chunk.data)
+    while offset < size:
+        message = await read(offset, min(chunk_bytes, size - offset))
+        given_s = clock_s()
+        yield message
+        chunk_bytes = _next_size(chunk_bytes, clock_s() - given_s)
+        offset += len(message.chunk.data)
 
 
-def _read_chunk(descriptor: int, path: Path, start: int, offset: int, count: int) -> Chunk:
-    with storage_errors("read", path):
-        data = os.pread(descriptor, count, start + offset)
+def reading(path: Path, start: int) -> Read:
+    """Reads the payload that lies in ``path`` at ``start``."""
+
+    async def read(offset: int, count: int) -> ChunkMessage:
+        return await off_loop(_read_chunk, path, start, offset, count)
+
+    return read
+
+
+def _read_chunk(path: Path, start: int, offset: int, count: int) -> ChunkMessage:
+    with storage_errors("read", path), path.open("rb", buffering=0) as stream:
+        data = os.pread(stream.fileno(), count, start + offset)
     if not data:
         raise StorageError(f"The file {path} has become shorter while it was sent")
-    return Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
+    return ChunkMessage(Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data))
 
 
 def _next_size(chunk_bytes: int, took_s: float) -> int:
@@ -54,7 +62,7 @@ def _next_size(chunk_bytes: int, took_s: float) -> int:
 
 
 class PartialFile:
-    """A payload on its way into a file: durable at the end, resumable by offset until then.
+    """A payload on its way into a file: resumable by offset, and durable where that is asked for.
 
     The file begins with ``prefix``, which is not part of the payload (the header that makes an
     fp32 payload a canonical model file). What an earlier attempt left is kept and hashed again;
@@ -127,7 +135,7 @@ class PartialFile:
         read_into(self._descriptor, self.path, len(self._prefix) + offset, view)
 
     def finish(self, digest: Digest) -> None:
-        """Check length and digest, and make the bytes durable; the name is the caller's to sync.
+        """Check length and digest of what has come.
 
         Raises:
             UpdateRefused: truncated, or another digest; the partial file is removed.
@@ -139,6 +147,13 @@ class PartialFile:
         if self._payload_hasher.hexdigest() != digest:
             self.discard()
             raise UpdateRefused(Refusal.DIGEST, "The payload has another digest than announced")
+
+    def sync(self) -> None:
+        """Make the bytes durable; the name is the caller's to sync.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
         with storage_errors("write", self.path), faults.step("payload.sync"):
             os.fsync(self._descriptor)
 

@@ -42,7 +42,7 @@ COORDINATORS = (
 )
 AGENTS = (
     *both("download.chunk.write", "download.finish", "file.replace", "file.remove"),
-    *both("outbox.write", "folder.flip", "folder.remove", "payload.sync", "audit.append"),
+    *both("outbox.write", "folder.flip", "folder.remove", "audit.append"),
     "upload.chunk.sent",
     "upload.ack.received",
 )

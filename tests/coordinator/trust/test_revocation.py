@@ -21,6 +21,7 @@ from coordinator.rounds.intake import Intake
 from coordinator.rounds.journal import Journal
 from coordinator.trust.access import Access
 from fedreid.limits import CHUNK_BYTES
+from fedreid.pki.certificates import Holder
 from fedreid.v1 import admin_pb2, admin_pb2_grpc, federation_pb2_grpc, tensors_pb2
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.stream import PartialFile
@@ -50,10 +51,9 @@ def records(monkeypatch: pytest.MonkeyPatch) -> Records:
     records = Records()
     admit, write, count = Access._admit, PartialFile.write, Intake._count
 
-    def admitting(access: Access, context: Any, service: str) -> Any:
-        holder = admit(access, context, service)
+    def admitting(access: Access, holder: Holder, service: str) -> None:
+        admit(access, holder, service)
         records.taken.append(("message", holder.principal.name))
-        return holder
 
     def writing(file: PartialFile, chunk: tensors_pb2.Chunk) -> None:
         write(file, chunk)

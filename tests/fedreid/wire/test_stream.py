@@ -22,7 +22,7 @@ from fedreid.limits import (
 from fedreid.names import Digest
 from fedreid.v1 import tensors_pb2
 from fedreid.wire.chunks import Chunk
-from fedreid.wire.stream import PartialFile, send_chunks
+from fedreid.wire.stream import PartialFile, reading, send_chunks
 
 PAYLOAD = bytes(range(256)) * 4
 PREFIX = b"header--"
@@ -246,9 +246,9 @@ def sent(
     async def send() -> None:
         loop, taken_s = asyncio.get_running_loop(), 0.0
         loop.time = lambda: taken_s  # type: ignore[method-assign]
-        async for chunk in send_chunks(path, start=start, size=size, offset=offset):
-            chunks.append(chunk)
-            taken_s += len(chunk.data) / bytes_per_s
+        async for message in send_chunks(reading(path, start), size=size, offset=offset):
+            chunks.append(message.chunk)
+            taken_s += len(message.chunk.data) / bytes_per_s
 
     asyncio.run(send())
     return chunks
