@@ -167,6 +167,7 @@ class LightAgent:
             await self._deliver(task, base)
         if task.evaluate:
             await self._report(task.run, base.release.round)
+        self._line.dial_again()
         return False
 
     async def _fetch(self, digest: Digest, task: TrainTask | EvaluateTask) -> Base:

@@ -33,6 +33,7 @@ from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.recovery import recover
+from coordinator.rounds.turns import Turns
 from coordinator.service import EnrolmentServicer, FederationServicer
 from coordinator.trust.access import Access
 from coordinator.trust.authorities import Authorities
@@ -130,6 +131,7 @@ class Coordinator:
             external=config.pki.outside,
         )
         self._enrolments = EnrolmentServicer(self._enrolment, public_bytes(key))
+        downloads = Turns(lambda: self._current.transfers)
         self._federation = FederationServicer(
             federation=federation,
             current=self._current,
@@ -138,6 +140,7 @@ class Coordinator:
                 models=models,
                 registry=self.registry,
                 presence=presence,
+                downloads=downloads,
                 clock=clock,
             ),
             departures=departures,
@@ -145,6 +148,7 @@ class Coordinator:
             models=models,
             presence=presence,
             rollover=rollover,
+            downloads=downloads,
             clock=clock,
         )
         self.readings = Readings(

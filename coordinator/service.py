@@ -111,6 +111,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         models: Models,
         presence: Presence,
         rollover: RollOver,
+        downloads: Turns,
         clock: Clock,
     ) -> None:
         self._federation = federation
@@ -123,7 +124,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
         self._rollover = rollover
         self._clock = clock
         self._reading = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
-        self._downloads = Turns(lambda: current.transfers)
+        self._downloads = downloads
         self._uploads = Turns(lambda: current.transfers)
 
     async def Hello(  # noqa: N802

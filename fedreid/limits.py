@@ -118,7 +118,14 @@ THREAD_SWITCH_S = 0.0005
 
 WAKING_AT_ONCE = 8
 """Long polls that go on at once when a round begins: a thousand silos wait for that, and between
-their answers other calls must have theirs within milliseconds."""
+their answers other calls must have theirs within milliseconds. No more than that may wait for a
+turn to fetch the model before others are let begin."""
+
+BEGINNING_S = 0.05
+"""How long it takes a silo that is let begin until it asks for its model."""
+
+LEAST_WAIT_S = 1.0
+"""How long a silo that may not begin at once is kept waiting at least, however short its poll."""
 
 WATCH_S = 1.0
 """Pause between two looks of ``status --watch``, and between two notes of what an agent does."""

@@ -134,6 +134,7 @@ class Participant:
             await renew(identity)
         else:
             await self._do(stub, task)
+            line.dial_again()
 
     async def _do(self, stub: "FederationAsyncStub", task: TrainTask | EvaluateTask) -> None:
         try:

@@ -11,11 +11,12 @@ from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.tasks import task_for
 from coordinator.rounds.together import Together
+from coordinator.rounds.turns import Turns
 from coordinator.trust.registry import Registry
 from fedreid.clock import Clock
-from fedreid.contract import EvaluationResult, Task, WaitTask
+from fedreid.contract import EvaluateTask, EvaluationResult, Task, TrainTask, WaitTask
 from fedreid.errors import Refusal, UpdateRefused
-from fedreid.limits import VERSIONS_AHEAD, WAKING_AT_ONCE
+from fedreid.limits import BEGINNING_S, LEAST_WAIT_S, VERSIONS_AHEAD, WAKING_AT_ONCE
 from fedreid.names import SiloName
 from fedreid.work import off_loop
 
@@ -30,15 +31,18 @@ class Attending:
         models: Models,
         registry: Registry,
         presence: Presence,
+        downloads: Turns,
         clock: Clock,
     ) -> None:
         self._current = current
         self._models = models
         self._registry = registry
         self._presence = presence
+        self._downloads = downloads
         self._clock = clock
         self._caught_up_with: set[SiloName] = set()
         self._waking = asyncio.Semaphore(WAKING_AT_ONCE)
+        self._beginning = asyncio.Semaphore(WAKING_AT_ONCE)
         self._figures = Together(asyncio.Lock(), self._save_figures)
 
     async def next_task(
@@ -53,12 +57,37 @@ class Attending:
             changed = self._current.changed
             task = first() or self._task(silo)
             left_s = until_s - self._clock.monotonic_s()
-            if not isinstance(task, WaitTask) or left_s <= 0:
-                return task
-            await wait_for(changed, left_s)
-            async with self._waking:  # all who wait are woken at once: others have their turn too
-                await asyncio.sleep(0)
+            if not isinstance(task, TrainTask | EvaluateTask):
+                if not isinstance(task, WaitTask) or left_s <= 0:
+                    return task
+                await wait_for(changed, left_s)
+                async with self._waking:  # all who wait are woken at once: others have turns too
+                    await asyncio.sleep(0)
+            elif not await self._may_begin(max(left_s, LEAST_WAIT_S)):
+                return WaitTask(reason="many silos fetch the model: this one waits for its turn")
+            elif not isinstance(task := self._task(silo), WaitTask):
+                return task  # as it is by now
             self._presence.seen(silo)
+
+    async def _may_begin(self, wait_s: float) -> bool:
+        """Let a silo begin its task, in the order in which they came; False if it had to wait.
+
+        What a task begins with is a model to fetch. A thousand who begin at once would each wait
+        for a turn to fetch it, and everybody's calls would wait for theirs.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._beginning.acquire()
+                try:
+                    while self._downloads.waiting >= WAKING_AT_ONCE:
+                        await asyncio.sleep(BEGINNING_S)
+                except BaseException:
+                    self._beginning.release()
+                    raise
+        except TimeoutError:
+            return False
+        asyncio.get_running_loop().call_later(BEGINNING_S, self._beginning.release)
+        return True
 
     def _task(self, silo: SiloName) -> Task:
         if not self._registry.active(silo):

@@ -24,6 +24,11 @@ class Turns:
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a turn."""
+        return len(self._waiting)
+
     @asynccontextmanager
     async def turn(self) -> "AsyncIterator[Turn]":
         """A turn for one transfer; waits until there is one.

@@ -110,10 +110,23 @@ class Line:
         except BaseException:
             await channel.close()
             raise
+        self._drain()
+        self.identity, self.channel, self._stub = identity, channel, stub
+
+    def dial_again(self) -> None:
+        """Make new calls on a new connection.
+
+        Both ends keep buffers with a connection that are as large as what it has carried at once,
+        and the coordinator has hundreds of them: after an update goes a fresh one.
+        """
+        self._drain()
+        self.channel = _channel(self.address, self.identity)
+        self._stub = _stub(self.channel)
+
+    def _drain(self) -> None:
         draining = asyncio.create_task(self.channel.close(grace=KEY_GRACE_S))
         self._draining.add(draining)
         draining.add_done_callback(self._draining.discard)
-        self.identity, self.channel, self._stub = identity, channel, stub
 
 
 class _Newest:

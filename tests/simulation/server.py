@@ -23,6 +23,7 @@ from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.recovery import recover
+from coordinator.rounds.turns import Turns
 from coordinator.service import FederationServicer
 from coordinator.trust import access
 from coordinator.trust.registry import ACTIVE, LEFT, Registry
@@ -129,6 +130,7 @@ class Server(Program):
             phases=phases,
             clock=clock,
         )
+        downloads = Turns(lambda: self.current.transfers)
         self._servicer = FederationServicer(
             federation=FEDERATION,
             current=self.current,
@@ -137,6 +139,7 @@ class Server(Program):
                 models=models,
                 registry=self.registry,
                 presence=presence,
+                downloads=downloads,
                 clock=clock,
             ),
             departures=self.departures,
@@ -144,6 +147,7 @@ class Server(Program):
             models=models,
             presence=presence,
             rollover=_Rollover(),  # type: ignore[arg-type]
+            downloads=downloads,
             clock=clock,
         )
         self._audit = audit

@@ -25,6 +25,7 @@ from coordinator.rounds.phases import Phases
 from coordinator.rounds.presence import Presence
 from coordinator.rounds.publishing import Models
 from coordinator.rounds.recovery import recover
+from coordinator.rounds.turns import Turns
 from coordinator.trust.registry import ACTIVE, Registry
 from fedreid.audit import AuditLog, read_audit
 from fedreid.contract import EvaluationResult, TrainTask, WaitTask
@@ -125,7 +126,12 @@ class Run:
         )
         self.commands = Commands(current=current, models=models, phases=phases, clock=self._clock)
         self.attending = Attending(
-            current=current, models=models, registry=registry, presence=presence, clock=self._clock
+            current=current,
+            models=models,
+            registry=registry,
+            presence=presence,
+            downloads=Turns(lambda: current.transfers),
+            clock=self._clock,
         )
         self.conductor = Conductor(
             current=current,

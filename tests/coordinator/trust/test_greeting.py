@@ -1,7 +1,9 @@
-"""Do programs of versions too far apart part with a sentence, whichever of them is the older?"""
+"""How do an agent and its coordinator meet, and part if their versions are too far apart?"""
 
+import asyncio
 from pathlib import Path
 
+import psutil
 import pytest
 
 from coordinator import service
@@ -44,5 +46,30 @@ def test_an_agent_looks_at_a_coordinator_that_does_not_look_at_it(
             monkeypatch.setattr(channel, "__version__", "0.9.0")
             with pytest.raises(VersionsApart, match="Upgrade the coordinator"):
                 await line.greet()
+
+    lived(coordinator, story)
+
+
+def test_an_agent_that_dials_anew_leaves_its_old_connection(coordinator: Assembled) -> None:
+    def ports(address: str) -> set[int]:
+        """Of this process's connections to the coordinator."""
+        port = int(address.rpartition(":")[2])
+        return {
+            each.laddr.port
+            for each in psutil.Process().net_connections("tcp")
+            if each.status == psutil.CONN_ESTABLISHED and each.raddr and each.raddr.port == port
+        }
+
+    async def story(coordinator: Assembled) -> None:
+        identity = await coordinator.enrolled("north")
+        async with Line(coordinator.address, identity) as line:
+            await line.greet()
+            before = ports(coordinator.address)
+            line.dial_again()
+            await line.greet()
+            async with asyncio.timeout(10):
+                while len(after := ports(coordinator.address)) > len(before):
+                    await asyncio.sleep(0.01)
+        assert len(after - before) == len(before - after) == 1
 
     lived(coordinator, story)
