@@ -239,6 +239,22 @@ def transport(
 
 
 @app.command()
+def scaling(
+    out: Annotated[Path, typer.Option(help="Folder for table, pictures and figures.")] = Path(
+        "runs/scaling"
+    ),
+    silos: Annotated[int, typer.Option(help="The most silos; from 2 on, doubled each time.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Measured rounds of each; the medians count.")] = 5,
+) -> None:
+    """How null rounds grow with silos, with bytes and by encoding, as table and pictures."""
+    launch.prepare()
+    from benchmark.scaling import measure_scaling, points_to, write_scaling
+
+    write_scaling(measure_scaling(points_to(silos), rounds=rounds, tell=err.print), out)
+    say(f"written to {out}")
+
+
+@app.command()
 def indexing(
     files: Annotated[int, typer.Option(min=1, help="Images of each folder.")] = 100_000,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is indexed.")] = 5,
