@@ -12,6 +12,7 @@ have rounded; they are put back onto the model as it was published. So the downl
 not come back with the update, and the coordinator keeps nothing beside the models it published.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, cast
@@ -195,8 +196,13 @@ def _blocks(offset: int, elements: int, item_bytes: int) -> Iterator[_Block]:
 
 def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     bits = values.view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded[np.isnan(values)] = 0x7FC0  # rounding could carry a NaN over into an infinity
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    if math.isnan(values.max(initial=-math.inf)):  # a NaN anywhere makes it one
+        rounded[np.isnan(values)] = 0x7FC0  # rounding could carry it over into an infinity
     return rounded.astype("<u2")
 
 
