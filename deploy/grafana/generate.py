@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from deploy.grafana.boards import ALL, ANNOTATIONS
+from deploy.grafana.boards import ALL
+from deploy.grafana.boards.common import ANNOTATIONS
 from deploy.grafana.parts import board_json
 
 FOLDER = Path(__file__).parent / "dashboards"
