@@ -202,6 +202,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
                     return
                 async with turn.pace():
                     yield message
+                await turn.moved(len(message.chunk.data))
                 self._current.downloaded_bytes += len(message.chunk.data)
 
     async def OpenUpload(  # noqa: N802
@@ -278,6 +279,7 @@ class FederationServicer(federation_pb2_grpc.FederationServicer):
                 message = await anext(following, None)
             if message is None:
                 return
+            await turn.moved(len(message.chunk.data))
             self._presence.seen(silo)
             yield message.chunk
 

@@ -185,10 +185,13 @@ CONCURRENT_TRANSFERS = 8
 """Models, and updates, that move at once unless the plan says another number, beside those on slow
 lines: they fill the coordinator's processor, and other calls still have their turn in time."""
 
+TURN_BYTES_PER_S = MIB // 2
+"""A transfer that is slower takes little of the coordinator, and would keep others for hours."""
+
 TURN_STALL_S = 2.0
-"""A transfer whose next message takes longer loses its turn to the next in line, and goes on
-without: below 0.5 MiB/s it takes little of the coordinator, and would keep others for hours. Much
-shorter, a busy coordinator would take its own delay for theirs, and let all move at once."""
+"""How far behind that pace a transfer may fall before it loses its turn to the next in line, and
+goes on without. Much shorter, a busy coordinator would take its own delay for theirs, and let all
+move at once."""
 
 TURN_WAIT_S = 1800.0
 """How long a transfer waits for its turn: a thousand ResNet-50 updates (94 GB) take a quarter of an

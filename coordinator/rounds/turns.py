@@ -1,9 +1,9 @@
 """Who may move a model or an update now, when very many silos want to at once?
 
 So many transfers have a turn; the others wait in the order in which they came. A turn is held as
-long as the silo keeps pace. One whose line is slow, or that stops, loses its turn within
-TURN_STALL_S to the next, and goes on without: it takes little of the coordinator. As soon as it
-is fast again it waits for a turn like everybody.
+long as the silo keeps pace. One whose line is slow, that stops or sends next to nothing, loses its
+turn within TURN_STALL_S to the next, and goes on without: it takes little of the coordinator. As
+soon as it is fast again it waits for a turn like everybody.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fedreid.errors import LimitReached
-from fedreid.limits import TURN_STALL_S, TURN_WAIT_S
+from fedreid.limits import TURN_BYTES_PER_S, TURN_STALL_S, TURN_WAIT_S
 
 
 class Turns:
@@ -80,6 +80,9 @@ class Turn:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self._held = True
+        self._slack_s = TURN_STALL_S
+        """How much longer the line may take than one of TURN_BYTES_PER_S."""
+        self._took_s = 0.0
         self._stalled: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
@@ -87,10 +90,21 @@ class Turn:
         """The block waits for the silo, for as long as that takes."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        self._stalled = loop.call_later(TURN_STALL_S, self._lose)
+        self._stalled = loop.call_later(self._slack_s, self._lose)
         yield
         self._stalled.cancel()
-        if not self._held and loop.time() - began_s < TURN_STALL_S:
+        self._took_s = loop.time() - began_s
+
+    async def moved(self, size_bytes: int) -> None:
+        """So many bytes came through while the last block waited.
+
+        By bytes, not by messages: one who sends a byte every now and then moves nothing.
+        """
+        slack_s = self._slack_s + size_bytes / TURN_BYTES_PER_S - self._took_s
+        self._slack_s = min(TURN_STALL_S, max(0.0, slack_s))
+        if not self._slack_s:
+            self._lose()
+        elif not self._held and self._slack_s > TURN_STALL_S / 2:
             await self._turns.take()
             self._held = True
 

@@ -11,6 +11,7 @@ import pytest
 from benchmark.federation import LocalFederation
 from coordinator.folders import Folders
 from coordinator.rounds.journal import Journal, ModelRow
+from coordinator.rounds.machine import Phase
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
 from fedreid.pki.signing import sign, signing_key
@@ -46,6 +47,7 @@ def grow_old(local: LocalFederation, silos: tuple[str, ...]) -> None:
         msgspec.structs.replace(
             base,
             number=ROUNDS + 1,
+            phase=Phase.COLLECTING,  # the kill may have come later in the round
             published_before=ROUNDS,
             invited=tuple(sorted(everybody)),
             updates=(),

@@ -10,6 +10,7 @@ import pytest
 from coordinator.rounds import turns
 from coordinator.rounds.turns import Turns
 from fedreid.errors import LimitReached
+from fedreid.limits import MIB, TURN_STALL_S
 from tests.simulation.loop import VirtualLoop
 
 STALLED_S = 50.0
@@ -24,7 +25,7 @@ class Line:
         self.most = 0
         self._at_once = 0
 
-    async def transfer(self, name: str, *messages_s: float) -> None:
+    async def transfer(self, name: str, *messages_s: float, size_bytes: int = MIB) -> None:
         """Move messages that take the silo so long each."""
         async with self.turns.turn() as turn:
             self.events.append((name, "begun"))
@@ -34,6 +35,7 @@ class Line:
                     self.most = max(self.most, self._at_once)
                     await asyncio.sleep(took_s)
                     self._at_once -= 1
+                await turn.moved(size_bytes)
                 self.events.append((name, "moved"))
         self.events.append((name, "over"))
 
@@ -84,6 +86,20 @@ def test_a_slow_line_needs_no_turn_and_a_fast_one_again_does() -> None:
     before = line.events[: line.events.index(("long", "over"))]
     assert before.count(("slow", "moved")) == 2  # the third was fast: it waits for a turn
     assert begun[-1] == ("slow", "over")
+
+
+def test_those_who_drip_hold_no_turn_however_often_they_send() -> None:
+    line = Line(2)
+
+    async def story() -> None:
+        drips = [line.transfer(f"drip {n}", *([0.2] * 100), size_bytes=1) for n in range(4)]
+        await asyncio.gather(*drips, line.transfer("honest", 0.1))
+
+    played(story)
+    begun = line.events.index(("honest", "begun"))
+    assert line.order("over")[0] == "honest"
+    dripped = line.events[:begun].count(("drip 0", "moved"))
+    assert dripped * 0.2 <= 2 * TURN_STALL_S + 0.2  # two of them before it in line
 
 
 def test_one_who_goes_while_waiting_takes_no_turn_along() -> None:
