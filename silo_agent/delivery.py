@@ -56,6 +56,8 @@ class Delivery:
         self._ledger = Ledger(folders, audit, clock)
         self._tell = tell
         self._doing = doing
+        self.sent_bytes = 0
+        """Of the last update's payload."""
 
     async def check_room(self, task: TrainTask, base: Held) -> None:
         """Check, before anything is trained, that the update to come may leave.
@@ -158,6 +160,7 @@ class Delivery:
             if opening.takes_turns:
                 await call.initial_metadata()  # they come when it is this silo's turn
             turn.set()
+            self.sent_bytes = parcel.manifest.byte_count
             answer = await call
         faults.point("upload.ack.received")
         return answer.state

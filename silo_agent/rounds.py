@@ -22,7 +22,7 @@ from fedreid.contract import (
 from fedreid.datasets.layouts import load
 from fedreid.errors import ConnectionFailed, PolicyRefused
 from fedreid.jobs import Progress, Worker
-from fedreid.limits import CALL_S, LONG_POLL_S, REFUSAL_CHARACTERS
+from fedreid.limits import CALL_S, LONG_POLL_S, REFUSAL_CHARACTERS, UPLOAD_WINDOW_BYTES
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
 from fedreid.plan import is_difference
@@ -134,7 +134,8 @@ class Participant:
             await renew(identity)
         else:
             await self._do(stub, task)
-            line.dial_again()
+            if isinstance(task, TrainTask) and self._delivery.sent_bytes > UPLOAD_WINDOW_BYTES:
+                line.dial_again()
 
     async def _do(self, stub: "FederationAsyncStub", task: TrainTask | EvaluateTask) -> None:
         try:

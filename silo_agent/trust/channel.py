@@ -117,7 +117,7 @@ class Line:
         """Make new calls on a new connection.
 
         Both ends keep buffers with a connection that are as large as what it has carried at once,
-        and the coordinator has hundreds of them: after an update goes a fresh one.
+        and the coordinator has hundreds of them: after a large update goes a fresh one.
         """
         self._drain()
         self.channel = _channel(self.address, self.identity)
