@@ -157,7 +157,8 @@ def test_an_earlier_model_is_published_again_and_agents_take_it(
         local.join_without_training(silo)
     local.start_run(write_plan(tmp_path / "plan.toml", rounds=8, backbone=_SMALL))
     local.wait_until(lambda run: run.rounds_published >= 3, timeout_s=_RUN_S)
-    local.command("coordinator", "model", "rollback", "2", "--data", str(local.data))
+    with local.admin() as admin:  # a command would take as long to start as some rounds
+        admin.RollBackModel(admin_pb2.RollBackModelRequest(version=2))
     local.wait_until(finished, timeout_s=_RUN_S)
     with local.admin() as admin:
         models = {m.version: m for m in admin.ListModels(admin_pb2.ListModelsRequest()).models}
