@@ -110,9 +110,11 @@ class House:
             await server.stop(None)
 
     @asynccontextmanager
-    async def channel(self, identity: Identity | None) -> AsyncIterator[grpc.aio.Channel]:
+    async def channel(
+        self, identity: Identity | None, *options: tuple[str, int]
+    ) -> AsyncIterator[grpc.aio.Channel]:
         brought = credentials(identity, trusting=self.federation)
-        async with grpc.aio.secure_channel(self.address, brought) as channel:
+        async with grpc.aio.secure_channel(self.address, brought, options=options) as channel:
             yield channel
 
     async def statuses(self, identity: Identity | None) -> dict[str, grpc.StatusCode]:
