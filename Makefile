@@ -5,10 +5,10 @@ BIN = $(VENV)/bin
 PROTOS = $(wildcard proto/fedreid/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow simulation crashes soak docs pages lint proto charts clean
+.PHONY: help demo test test-slow simulation crashes soak test-kubernetes docs pages lint proto charts clean
 
 help:  ## Say what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ crashes: $(VENV)/.installed  ## The whole crash matrix: killed at every point an
 
 soak: $(VENV)/.installed  ## A thousand rounds: memory, files and disk must stay flat
 	$(BIN)/python -m pytest -m soak -n 0 -s --timeout 7200
+
+test-kubernetes: $(VENV)/.installed  ## Both charts on a real cluster: KUBECONFIG's, or one made here
+	test -n "$(KUBECONFIG)" || .ci/kubernetes
+	$(BIN)/python -m pytest -m kubernetes -n 0 -s --timeout 7200 tests/kubernetes
 
 docs: $(VENV)/.installed  ## Build the site of the documents in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

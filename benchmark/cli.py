@@ -176,13 +176,17 @@ def serving_load(
     silos: Annotated[int, typer.Option(help="How many light agents take part.")] = 256,
     rounds: Annotated[int, typer.Option(help="Whole rounds.")] = 3,
     model_mb: Annotated[float, typer.Option(help="Size of the model; the nearest is taken.")] = 1.0,
+    transfers: Annotated[
+        int,
+        typer.Option(help="Silos that fetch, and that send, at once: the plan's wire.transfers."),
+    ] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Drive one coordinator with very many agents that speak the whole protocol."""
     launch.prepare()
     from benchmark.serving_load import measure_load, rows
 
-    load = measure_load(silos, rounds, model_mb, err.print)
+    load = measure_load(silos, rounds, model_mb, err.print, transfers=transfers)
     if as_json:
         print_json(msgspec.to_builtins(load))
         return
@@ -219,18 +223,29 @@ def distillation(
 def transport(
     silos: Annotated[int, typer.Option(help="Agents, each a process of its own.")] = 4,
     model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet50",
-    encoding: Annotated[str, typer.Option(help="Of both ways, as a plan's [wire] names it.")] = (
-        "fp32"
-    ),
+    encoding: Annotated[str, typer.Option(help="Of both ways, as a plan names it.")] = ("fp32"),
     rounds: Annotated[int, typer.Option(help="Measured rounds; the medians count.")] = 5,
+    peer: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it
+        typer.Option(
+            metavar="NAME=PYTHON",
+            help="Another framework (flower) and an interpreter that has it; may be repeated.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time rounds without learning, beside the bare limit of this machine in the same run."""
     launch.prepare()
+    from benchmark.peers.peer import peers_of
     from benchmark.transport import encoding_of, measure_transport, rows
 
     result = measure_transport(
-        silos=silos, model=model, encoding=encoding_of(encoding), rounds=rounds, tell=err.print
+        silos=silos,
+        model=model,
+        encoding=encoding_of(encoding),
+        rounds=rounds,
+        tell=err.print,
+        peers=peers_of(peer or ()),
     )
     if as_json:
         print_json(asdict(result))
@@ -252,6 +267,22 @@ def scaling(
 
     write_scaling(measure_scaling(points_to(silos), rounds=rounds, tell=err.print), out)
     say(f"written to {out}")
+
+
+@app.command()
+def starting(
+    starts: Annotated[int, typer.Option(help="Starts of each; the medians count.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How long a coordinator takes to serve, and an agent to greet it."""
+    launch.prepare()
+    from benchmark.starting import measure_starting, rows
+
+    result = measure_starting(starts=starts, tell=err.print)
+    if as_json:
+        print_json(msgspec.to_builtins(result))
+        return
+    print_table(f"{starts} starts", ("measured", ""), rows(result))
 
 
 @app.command()

@@ -27,7 +27,7 @@ from fedreid.contract import (
     WaitTask,
 )
 from fedreid.errors import ConnectionFailed, FedreidError, SignatureRefused
-from fedreid.limits import CALL_S, CHUNK_BYTES, HEARTBEAT_S, LONG_POLL_S, UPLOAD_WINDOW_BYTES
+from fedreid.limits import CALL_S, CHUNK_BYTES, HEARTBEAT_S, LONG_POLL_S
 from fedreid.names import Digest, SiloName
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
@@ -167,8 +167,7 @@ class LightAgent:
             await self._deliver(task, base)
         if task.evaluate:
             await self._report(task.run, base.release.round)
-        if base.layout.size_bytes > UPLOAD_WINDOW_BYTES:  # as a real one does
-            self._line.dial_again()
+        self._line.relieve(base.layout.size_bytes)
         return False
 
     async def _fetch(self, digest: Digest, task: TrainTask | EvaluateTask) -> Base:

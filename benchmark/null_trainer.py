@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fedreid import faults
-from fedreid.errors import storage_errors
-from fedreid.files import make_folder
+from fedreid.files import make_folder, replacing
 from fedreid.jobs import ProgressSink, serve
 from fedreid.limits import MIB
 from fedreid.seeds import derive_seed
@@ -26,9 +25,8 @@ def train(job: TrainJob, tell: ProgressSink) -> TrainReport:
     step = np.float32(_STEP * (0.5 + share))
     path = Path(job.out) / UPDATE_FILE
     with (
-        storage_errors("write", path),
         TensorFile(Path(job.base_model)) as base,
-        path.open("wb", buffering=0) as stream,  # the outbox makes it durable
+        replacing(path, over=job.spare) as stream,
     ):
         stream.write(base.layout.header())
         size = base.layout.size_bytes

@@ -140,10 +140,8 @@ def _draw_time(scaling: Scaling, theme: Theme) -> Figure:
     points = scaling.by_silos()
     silos = [point.silos for point in points]
     with styled(theme):
-        figure, axes = _panel("seconds a round, by silos")
+        figure, axes = _panel("seconds a round, by silos", "silos", ticks=silos)
         _times(axes, silos, points, theme)
-        axes.set_xticks(silos)
-        axes.set_xlabel("silos")
         legend_above(figure, [axes], 2)
     return figure
 
@@ -152,13 +150,11 @@ def _draw_memory(scaling: Scaling, theme: Theme) -> Figure:
     points = scaling.by_silos()
     silos = [point.silos for point in points]
     with styled(theme):
-        figure, axes = _panel("largest resident memory, MiB, by silos")
+        figure, axes = _panel("largest resident memory, MiB, by silos", "silos", ticks=silos)
         for index, who in enumerate(("service", "worker", "agent")):
             peaks = [getattr(point, f"{who}_peak_mb") for point in points]
             axes.plot(silos, peaks, marker="o", label=who, **line_style(index, theme))
         axes.set_ylim(bottom=0.0)
-        axes.set_xticks(silos)
-        axes.set_xlabel("silos")
         legend_above(figure, [axes], 3)
     return figure
 
@@ -167,17 +163,21 @@ def _draw_bytes(scaling: Scaling, theme: Theme) -> Figure:
     points = scaling.by_bytes()
     megabytes = [point.bytes_up / MIB for point in points]
     with styled(theme):
-        figure, axes = _panel(f"seconds a round, by bytes, {points[0].silos} silos")
+        title = f"seconds a round, by bytes, {points[0].silos} silos"
+        figure, axes = _panel(title, "MiB each way, all silos together")
         _times(axes, megabytes, points, theme)
-        axes.set_xlabel("MiB each way, all silos together")
         legend_above(figure, [axes], 2)
     return figure
 
 
-def _panel(title: str) -> tuple[Figure, Axes]:
+def _panel(title: str, across: str, *, ticks: Sequence[int] = ()) -> tuple[Figure, Axes]:
+    """An empty picture; with ``ticks``, marks on its horizontal axis at these values alone."""
     figure = Figure(figsize=(WIDTH_INCHES / 2, _PICTURE_INCHES), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
+    axes.set_xlabel(across)
+    if ticks:
+        axes.set_xticks(ticks)
     return figure, axes
 
 

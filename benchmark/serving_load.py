@@ -35,7 +35,7 @@ from fedreid.audit import AuditLine, newest_first
 from fedreid.clock import SystemClock
 from fedreid.errors import RunError, UsageError
 from fedreid.files import write_bytes
-from fedreid.limits import LEAF_LIFE_S
+from fedreid.limits import CONCURRENT_TRANSFERS, LEAF_LIFE_S
 from fedreid.names import FederationName, Principal, Role, SiloName
 from fedreid.pki.certificates import holder_of, key_to_pem, new_key, to_pem
 from fedreid.pki.signing import public_bytes
@@ -104,15 +104,22 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     agents_cpu_s: float
 
 
-def measure_load(silos: int, rounds: int, model_mb: float, tell: Callable[[str], None]) -> Load:
-    """Run whole rounds with so many light agents.
+def measure_load(
+    silos: int,
+    rounds: int,
+    model_mb: float,
+    tell: Callable[[str], None],
+    *,
+    transfers: int = CONCURRENT_TRANSFERS,
+) -> Load:
+    """Run whole rounds with so many light agents, of whom ``transfers`` fetch or send at once.
 
     Raises:
         UsageError: a number is out of range.
         RunError: the federation failed, or did not come to an end in time.
     """
-    if silos < 2 or rounds < 1 or model_mb <= 0:
-        raise UsageError("A load needs two silos, one round, and a model of some size")
+    if silos < 2 or rounds < 1 or model_mb <= 0 or transfers < 1:
+        raise UsageError("A load needs two silos, a round, a model of some size, and a transfer")
     model = MODELS_MB[min(MODELS_MB, key=lambda size_mb: abs(size_mb - model_mb))]
     with terminable(), tempfile.TemporaryDirectory(prefix="fedreid-load-") as folder:
         root = Path(folder)
@@ -121,7 +128,10 @@ def measure_load(silos: int, rounds: int, model_mb: float, tell: Callable[[str],
             tell(f"registering {silos} silos")
             members = _registered(Folders(local.data), silos)
             local.open()
-            return _run(local, members, rounds=rounds, model=model, tell=tell)
+            plan = _write_plan(
+                root / "plan.toml", silos=silos, rounds=rounds, model=model, transfers=transfers
+            )
+            return _run(local, members, plan, rounds=rounds, model=model, tell=tell)
 
 
 def rows(load: Load) -> list[tuple[str, str]]:
@@ -187,12 +197,12 @@ def _registered(folders: Folders, silos: int) -> list[Member]:
 def _run(
     local: LocalFederation,
     members: Sequence[Member],
+    plan: Path,
     *,
     rounds: int,
     model: str,
     tell: Callable[[str], None],
 ) -> Load:
-    plan = _write_plan(local.root / "plan.toml", silos=len(members), rounds=rounds, model=model)
     with ExitStack() as stack:
         crowds = [
             stack.enter_context(_crowd(local, number, members[number::_PROCESSES]))
@@ -211,12 +221,13 @@ def _run(
         return watch.load(seen, members, model)
 
 
-def _write_plan(path: Path, *, silos: int, rounds: int, model: str) -> Path:
+def _write_plan(path: Path, *, silos: int, rounds: int, model: str, transfers: int) -> Path:
     plan = {
         "name": _RUN,
         "rounds": rounds,
         "backbone": {"name": model, "neck": "bnneck", "height_px": 64, "width_px": 32},
         "evaluation": {"standalone": False},
+        "wire": {"transfers": transfers},
         "quorum": {
             "min_silos": silos,
             "min_fraction": 1.0,

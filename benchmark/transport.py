@@ -3,13 +3,14 @@
 The null round: the real coordinator and real agents, as processes of their own over mutual TLS,
 with a training process that adds a constant. Beside each round, in the same run, the bare program
 of ``limit`` moves the same bytes both ways and sums them. On a machine that others use too, the
-ratio of the two and the CPU seconds say more than seconds by the clock.
+ratio of the two and the CPU seconds say more than seconds by the clock. Other frameworks, where
+they are installed, do the same afterwards (``peers``).
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ import tomli_w
 from benchmark.federation import LocalFederation, terminable
 from benchmark.footprints import children, cpu_seconds, peak_mb
 from benchmark.limit import Limit, LimitKind
+from benchmark.peers.peer import Peer, PeerRounds, Task, measure_peer
 from coordinator.folders import Folders
 from fedreid.audit import read_audit
 from fedreid.datasets.synthetic import SyntheticSpec, render
@@ -26,14 +28,18 @@ from fedreid.errors import RunError, UsageError
 from fedreid.plan import Encoding
 from fedreid.v1 import admin_pb2
 from fedreid.wire.manifest import ENCODINGS
+from fedreid.wire.tensors import TensorFile
 
 if TYPE_CHECKING:
     from fedreid.v1.admin_pb2_grpc import AdminStub
 
 _POLL_S = 0.2
+_BEGINNING_POLL_S = 0.01
+"""A round of a small model takes a few tenths of a second: within it the pause has to come."""
 _ROUND_S = 600.0
-_WARM_UP = 1
-"""Rounds before the first that counts: processes start, and import what they need."""
+_WARM_UP = 2
+"""Rounds before the first that counts: processes start, import what they need, and get their first
+model whole, where later ones come as differences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,21 @@ class NullRound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerTransported:
+    """What another framework took for the same model and as many silos; memory in MiB."""
+
+    version: str
+    round_seconds: Spread
+    """From its server's first message to the new model."""
+    ratio_to_ours: float
+    """Of the medians by the clock."""
+    cpu_seconds: Spread
+    """Of all its processes."""
+    server_peak_mb: float
+    """Of its server's processes, added up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transported:
     """What was measured; bytes are of one round and all silos, memory in MiB."""
 
@@ -86,6 +107,8 @@ class Transported:
     service_peak_mb: float
     worker_peak_mb: float
     agent_peak_mb: float
+    peers: dict[str, PeerTransported] = field(default_factory=dict)
+    """By name; always in float32, which is what they send."""
 
 
 def encoding_of(name: str) -> Encoding:
@@ -101,20 +124,28 @@ def encoding_of(name: str) -> Encoding:
 
 
 def measure_transport(
-    *, silos: int, model: str, encoding: Encoding, rounds: int, tell: Callable[[str], None]
+    *,
+    silos: int,
+    model: str,
+    encoding: Encoding,
+    rounds: int,
+    tell: Callable[[str], None],
+    peers: Sequence[Peer] = (),
 ) -> Transported:
     """Run a federation of null agents, and the bare program after each of its rounds.
 
+    Then, with the federation stopped, ``peers`` do as many rounds, one after the other.
+
     Raises:
         UsageError: no silo, or no round.
-        RunError: the federation or the bare program failed.
+        RunError: the federation, the bare program or a peer failed.
     """
     if silos < 1 or rounds < 1:
         raise UsageError("A null round needs a silo, and a measurement a round")
     with tempfile.TemporaryDirectory(prefix="fedreid-transport-") as folder, terminable():
         root = Path(folder)
         names = [f"silo-{index:03d}" for index in range(1, silos + 1)]
-        images = _images(root / "images")
+        images = images_of_nobody(root / "images")
         with LocalFederation(
             root / "federation", federation="transport", silos=dict.fromkeys(names, images)
         ) as local:
@@ -124,10 +155,20 @@ def measure_transport(
                 local.join_without_training(name)
                 tell(f"{name} has joined")
             measured, kind = _rounds(local, root, rounds, tell)
-            return _summary(measured, kind, local, model=model, encoding=encoding)
+            ours = _summary(measured, kind, local, model=model, encoding=encoding)
+        task = _task(local, rounds)
+        return replace(
+            ours,
+            peers={
+                peer.name: _beside(
+                    ours, peer, measure_peer(peer, task, root / peer.name, tell=tell)
+                )
+                for peer in peers
+            },
+        )
 
 
-def _images(folder: Path) -> Path:
+def images_of_nobody(folder: Path) -> Path:
     """A few images, which every silo names as its own: an agent counts them before it trains."""
     spec = SyntheticSpec(
         silos=1,
@@ -162,7 +203,9 @@ def _rounds(
     """Round after round, with the run paused in between, while the bare program has its turn."""
     measured: list[NullRound] = []
     with local.admin() as admin:
-        warm = _one_round(local, admin, _WARM_UP)
+        warm = _one_round(local, admin, 1)
+        for number in range(2, _WARM_UP + 1):
+            warm = _next_round(local, admin, number)
         server = Folders(local.data).server / "live"
         with Limit(
             root,
@@ -175,8 +218,7 @@ def _rounds(
             limit.round()
             for number in range(_WARM_UP + 1, _WARM_UP + rounds + 1):
                 before_s = _cpu_seconds(local)
-                admin.ControlRun(admin_pb2.ControlRunRequest(command=admin_pb2.RUN_COMMAND_RESUME))
-                summary = _one_round(local, admin, number)
+                summary = _next_round(local, admin, number)
                 took_s = _cpu_seconds(local) - before_s
                 bare_s, bare_cpu_s = limit.round()
                 measured.append(
@@ -194,9 +236,15 @@ def _rounds(
             return measured, limit.kind
 
 
+def _next_round(local: LocalFederation, admin: "AdminStub", number: int) -> admin_pb2.RoundSummary:
+    """Go on for one round."""
+    admin.ControlRun(admin_pb2.ControlRunRequest(command=admin_pb2.RUN_COMMAND_RESUME))
+    return _one_round(local, admin, number)
+
+
 def _one_round(local: LocalFederation, admin: "AdminStub", number: int) -> admin_pb2.RoundSummary:
     """Wait for a round's beginning, have it be the last one for now, and wait for its end."""
-    _wait(local, admin, lambda run: run.round.number >= number)
+    _wait(local, admin, lambda run: run.round.number >= number, poll_s=_BEGINNING_POLL_S)
     admin.ControlRun(admin_pb2.ControlRunRequest(command=admin_pb2.RUN_COMMAND_PAUSE))
     run = _wait(local, admin, lambda run: run.round.phase in ("published", "failed", "skipped"))
     if (run.round.number, run.round.phase) != (number, "published"):
@@ -212,13 +260,15 @@ def _wait(
     local: LocalFederation,
     admin: "AdminStub",
     reached: Callable[[admin_pb2.GetRunResponse], bool],
+    *,
+    poll_s: float = _POLL_S,
 ) -> admin_pb2.GetRunResponse:
     until_s = time.monotonic() + _ROUND_S
     while not reached(run := admin.GetRun(admin_pb2.GetRunRequest())):
         local.check_alive()
         if time.monotonic() > until_s:
             raise RunError(f"The round {run.round.number} has not ended after {_ROUND_S:g} s")
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     return run
 
 
@@ -278,6 +328,33 @@ def _summary(
     )
 
 
+def _task(local: LocalFederation, rounds: int) -> Task:
+    """The same for a peer: as many silos, the tensors of our model, our server's certificate."""
+    folders = Folders(local.data)
+    live = folders.server / "live"
+    with TensorFile(next(folders.models.glob("*.safetensors"))) as model:
+        shapes = [spec.shape for spec in model.layout.specs]
+    return Task(
+        silos=len(local.silos),
+        rounds=_WARM_UP + rounds,
+        shapes=shapes,
+        certificate=live / "certificate.pem",
+        key=live / "key.pem",
+        root=live / "authorities.pem",
+    )
+
+
+def _beside(ours: Transported, peer: Peer, measured: PeerRounds) -> PeerTransported:
+    seconds = Spread.of(measured.seconds[_WARM_UP:])
+    return PeerTransported(
+        version=peer.version,
+        round_seconds=seconds,
+        ratio_to_ours=seconds.median / ours.round_seconds.median,
+        cpu_seconds=Spread.of(measured.cpu_seconds[_WARM_UP:]),
+        server_peak_mb=measured.server_peak_mb,
+    )
+
+
 def rows(result: Transported) -> list[tuple[str, str]]:
     """Each figure with its name, for a person to read."""
 
@@ -297,4 +374,14 @@ def rows(result: Transported) -> list[tuple[str, str]]:
         ("service peak, MiB", f"{result.service_peak_mb:.0f}"),
         ("worker peak, MiB", f"{result.worker_peak_mb:.0f}"),
         ("agent peak, MiB", f"{result.agent_peak_mb:.0f}"),
+        *(
+            row
+            for name, peer in result.peers.items()
+            for row in (
+                (f"{name} {peer.version}, s", spread(peer.round_seconds)),
+                ("  ratio to ours", f"{peer.ratio_to_ours:.2f}"),
+                ("  CPU, s", spread(peer.cpu_seconds)),
+                ("  server peak, MiB", f"{peer.server_peak_mb:.0f}"),
+            )
+        ),
     ]

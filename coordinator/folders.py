@@ -6,13 +6,15 @@
     authority/         certificate authorities models/      published models, by digest
     server/  admin/    identities          spool/           updates of the current round
     model-key.pem .pub signs models        work/            intermediate models of the round
-    audit/             what happened, hash-chained
+    audit/             what happened, hash-chained  spare/    zeros for the next round's updates
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedreid.files import make_folder
+from fedreid.limits import COORDINATOR_SPARES
+from fedreid.spares import Spares
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ class Folders:
     def models(self) -> Path:
         """Published models."""
         return make_folder(self.root / "models")
+
+    @property
+    def spares(self) -> Spares:
+        """Files to be written over by the next round's updates."""
+        return Spares(self.root / "spare", kept=COORDINATOR_SPARES)
 
     def rounds(self) -> list[Path]:
         """The spool and work folders of every round that left one."""

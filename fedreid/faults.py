@@ -30,6 +30,7 @@ SEAMS: dict[str, str] = {
     "file.move": "fedreid/files.py",
     "file.link": "fedreid/files.py",
     "file.remove": "fedreid/files.py",
+    "file.retire": "fedreid/spares.py",
     "folder.flip": "fedreid/files.py",
     "folder.remove": "fedreid/files.py",
     "link.flip": "fedreid/files.py",

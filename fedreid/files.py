@@ -6,7 +6,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,8 +30,14 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+def replacing(
+    path: Path, *, mode: int = 0o644, over: Path | str | None = None, synced: bool = True
+) -> Iterator[IO[bytes]]:
     """Open a temporary neighbour for writing; on success it durably takes ``path``'s place.
+
+    The file ``over``, if one is named and there, is used up for it: its room is, not what it holds.
+    What is not ``synced`` may be taken or torn by a power cut: only for what a digest is kept of,
+    and that can be had again.
 
     Raises:
         StorageError: the disk is full, read-only or fails; ``path`` is as it was.
@@ -41,16 +47,29 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with storage_errors("write", path):
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(descriptor, "wb") as stream:
+            with os.fdopen(_opened(temporary, mode, over), "wb") as stream:
                 yield stream
+                if over:
+                    stream.truncate()  # it may have been longer
                 stream.flush()
                 with faults.step("file.replace"):
-                    os.fsync(stream.fileno())
+                    if synced:
+                        os.fsync(stream.fileno())
                     os.replace(temporary, path)
-                    sync_folder(path.parent)
+                    if synced:
+                        sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _opened(path: Path, mode: int, over: Path | str | None) -> int:
+    """A file for writing that is made of ``over``, if that is there, or else anew."""
+    if over:
+        with suppress(FileNotFoundError):
+            os.rename(over, path)
+            path.chmod(mode)
+            return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:

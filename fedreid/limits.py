@@ -3,11 +3,11 @@
 KIB = 1024
 MIB = 1024 * KIB
 
-CHUNK_BYTES = 1 * MIB
-"""Payload of one chunk: below 512 KiB the stream slows, above 4 MiB nothing is gained."""
+CHUNK_BYTES = 2 * MIB
+"""Payload of one chunk: a smaller one costs more calls, a larger one more memory at both ends."""
 
 FIRST_CHUNK_BYTES = 32 * KIB
-"""Of a stream: five fast ones later chunks are as large as they may be, which costs nothing."""
+"""Of a stream: six fast ones later chunks are as large as they may be, which costs nothing."""
 
 LEAST_CHUNK_BYTES = 16 * KIB
 """However slow the line is: 2 s at 64 kbit/s, and calls around a chunk cost little beside it."""
@@ -257,6 +257,16 @@ GATHER_S = 10.0
 
 MODELS_KEPT = 20
 """Published models kept on disk beside the current one; a ResNet-50 takes 98 MB."""
+
+COORDINATOR_SPARES = 16
+"""Files of counted updates, zeros by now, kept for the next round's; 98 MB each for ResNet-50."""
+
+AGENT_SPARES = 5
+"""The same at a silo: for the next model and the next update, and with differences for their
+payloads and for what rounding leaves unsaid."""
+
+LEAST_SPARE_BYTES = 64 * KIB
+"""A smaller file is made anew as fast."""
 
 JOB_RETRY_S = 5.0
 """Pause before a failed job of a round is tried again."""

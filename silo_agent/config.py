@@ -22,9 +22,11 @@ from msgspec import Meta
 
 from fedreid.errors import ConfigRefused, IdentityMissing, PlanRefused, StorageError
 from fedreid.files import make_folder, write_bytes
+from fedreid.limits import AGENT_SPARES
 from fedreid.pki.files import IdentityFiles
 from fedreid.pki.identity import Identity, IdentityStore
 from fedreid.plan import Encoding, NonNegative, Positive, Section, parse_toml
+from fedreid.spares import Spares
 
 Limit = Annotated[int, Meta(ge=0)]
 
@@ -174,6 +176,11 @@ class Folders:
     def rounds(self) -> Path:
         """What each round left."""
         return make_folder(self.root / "rounds", mode=0o700)
+
+    @property
+    def spares(self) -> Spares:
+        """Files to be written over by the next model and the next update."""
+        return Spares(self.root / "spare", kept=AGENT_SPARES)
 
 
 class Identities(Protocol):

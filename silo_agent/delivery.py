@@ -56,8 +56,7 @@ class Delivery:
         self._ledger = Ledger(folders, audit, clock)
         self._tell = tell
         self._doing = doing
-        self.sent_bytes = 0
-        """Of the last update's payload."""
+        self._sent_bytes = 0
 
     async def check_room(self, task: TrainTask, base: Held) -> None:
         """Check, before anything is trained, that the update to come may leave.
@@ -138,6 +137,7 @@ class Delivery:
             base=Path(base.path),
             policy=self._policy,
             destination=self._address,
+            spares=self._outbox.spares,
         )
 
     async def _upload(
@@ -160,7 +160,7 @@ class Delivery:
             if opening.takes_turns:
                 await call.initial_metadata()  # they come when it is this silo's turn
             turn.set()
-            self.sent_bytes = parcel.manifest.byte_count
+            self._sent_bytes = parcel.manifest.byte_count
             answer = await call
         faults.point("upload.ack.received")
         return answer.state
@@ -177,6 +177,11 @@ class Delivery:
             faults.point("upload.chunk.sent")
             EGRESS_BYTES.inc(len(message.chunk.data))
             self._doing("uploading", message.chunk.offset / size)
+
+    def take_sent_bytes(self) -> int:
+        """Bytes of the payload that was sent since this was asked last; 0 if none was."""
+        sent_bytes, self._sent_bytes = self._sent_bytes, 0
+        return sent_bytes
 
     async def _note_outcome(self, parcel: Parcel, outcome: str, **more: str) -> None:
         await off_loop(

@@ -18,14 +18,18 @@ from fedreid.contract import EvaluateTask, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
 from fedreid.files import digest_of, make_folder, replacing
 from fedreid.plan import BatchNormPolicy, Encoding, is_difference, keeps_batch_norm
-from fedreid.wire.differences import Difference
+from fedreid.spares import Spares
+from fedreid.wire.differences import Difference, quantised
 from fedreid.wire.encoding import encode, payload_bytes
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorFile, batch_norm_names
 from silo_agent.config import Policy
-from silo_agent.outbox import RESIDUAL_AFTER_FILE, RESIDUAL_BEFORE_FILE, FinishedRound
-
-_PAYLOAD_FILE = "payload"
+from silo_agent.outbox import (
+    PAYLOAD_FILE,
+    RESIDUAL_AFTER_FILE,
+    RESIDUAL_BEFORE_FILE,
+    FinishedRound,
+)
 
 
 class Departure(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,11 +202,13 @@ def pack(
     base: Path,
     policy: Policy,
     destination: str,
+    spares: Spares | None = None,
 ) -> Parcel:
     """Name what leaves of a trained round, and write its payload where ``update`` itself is not it.
 
     ``base`` is the model that training began from, as it lies here. Packed again, a round gives the
     same bytes: with differences, the residual that lies beside ``update`` goes in every time.
+    ``spares`` are written over, where there are any.
 
     Raises:
         PolicyRefused: the policy keeps here what the plan wants, there are too few images, no
@@ -222,9 +228,10 @@ def pack(
         if leaving.encoding == "fp32" and leaving.layout == file.layout:
             path, start, residual_digest = update, file.data_offset, ""
         else:
-            path, start = folder / _PAYLOAD_FILE, 0
-            with replacing(path, mode=0o600) as stream:
-                residual_digest = _write(file, before, leaving, folder, stream)
+            path, start = folder / PAYLOAD_FILE, 0
+            over = None if spares is None else spares.find(leaving.byte_count)
+            with replacing(path, mode=0o600, over=over) as stream:
+                residual_digest = _write(file, before, leaving, folder, stream, spares)
     manifest = Manifest(
         layout=leaving.layout,
         encoding=leaving.encoding,
@@ -245,7 +252,12 @@ def pack(
 
 
 def _write(
-    file: TensorFile, base: TensorFile, leaving: Outline, folder: Path, stream: IO[bytes]
+    file: TensorFile,
+    base: TensorFile,
+    leaving: Outline,
+    folder: Path,
+    stream: IO[bytes],
+    spares: Spares | None,
 ) -> str:
     """Write the payload and, of differences, the residual too; its digest."""
     if not is_difference(leaving.encoding):
@@ -255,7 +267,8 @@ def _write(
     after = folder / RESIDUAL_AFTER_FILE
     make_folder(after.parent, mode=0o700)
     with ExitStack() as stack:
-        residual = stack.enter_context(replacing(after, mode=0o600))
+        over = None if spares is None else spares.find(quantised(leaving.layout).file_bytes)
+        residual = stack.enter_context(replacing(after, mode=0o600, over=over))
         difference = Difference(
             base=base,
             before=stack.enter_context(TensorFile(earlier)) if earlier.exists() else None,

@@ -30,7 +30,7 @@ from fedreid.v1 import federation_pb2
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest, encoding_to_wire
 from fedreid.wire.messages import release_from_wire
-from fedreid.wire.stream import PartialFile
+from fedreid.wire.stream import PartialFile, bytes_held
 from fedreid.wire.tensors import TensorFile, data_offset_of
 from fedreid.work import off_loop
 from silo_agent.config import Folders, Membership
@@ -87,7 +87,7 @@ class ModelCache:
         """Delete every model but these."""
         for path in self._folder.iterdir():
             if path.is_file() and not path.name.startswith((*kept, NEWEST_NOTE)):
-                remove_file(path)
+                self._folders.spares.retire(path)
 
     def _held(self, digest: Digest, encoding: Encoding) -> Held | None:
         """The model if it lies here as it was taken; a damaged one is fetched again."""
@@ -117,7 +117,11 @@ class ModelCache:
                 parts.cancel()
                 return None
             file = await off_loop(
-                PartialFile, part, prefix=manifest.prefix, size=manifest.byte_count
+                PartialFile,
+                part,
+                prefix=manifest.prefix,
+                size=manifest.byte_count,
+                spares=self._folders.spares,
             )
             try:
                 if file.offset != offset:
@@ -181,7 +185,7 @@ class ModelCache:
         path = self._path(release.model_digest, manifest.encoding)
         as_it_lies = manifest.encoding == "fp32"  # then the part is the model's file
         if not as_it_lies:
-            file_digest = _unfolded(part, manifest, path, base)
+            file_digest = self._unfolded(part, manifest, path, base)
         if manifest.encoding != "bf16" and file_digest != release.model_digest:
             remove_file(part if as_it_lies else path)
             raise SignatureRefused("The model's bytes are not the ones that were signed")
@@ -210,8 +214,27 @@ class ModelCache:
         if as_it_lies:
             move_file(part, path)
         else:
-            remove_file(part)
+            self._folders.spares.retire(part)
         return held
+
+    def _unfolded(self, part: Path, manifest: Manifest, path: Path, base: Path | None) -> Digest:
+        """Write a payload's values as a canonical file; its digest.
+
+        Raises:
+            ConnectionFailed: the payload is none of its encoding; it is removed.
+        """
+        over = self._folders.spares.find(manifest.layout.file_bytes)
+        try:
+            with (
+                storage_errors("read", part),
+                part.open("rb") as payload,
+                replacing(path, over=over, synced=False) as out,
+            ):
+                _decode(payload, manifest, out, base)
+        except UpdateRefused as error:
+            remove_file(part)
+            raise ConnectionFailed("A model can't be unfolded", why=str(error)) from error
+        return digest_of(path)
 
     def newest(self) -> Newest:
         """The highest version that was ever taken; 0 before the first.
@@ -241,21 +264,6 @@ class ModelCache:
         return self._folder / f"{digest}.{kept_as}.safetensors"
 
 
-def _unfolded(part: Path, manifest: Manifest, path: Path, base: Path | None) -> Digest:
-    """Write a payload's values as a canonical file; its digest.
-
-    Raises:
-        ConnectionFailed: the payload is none of its encoding; it is removed.
-    """
-    try:
-        with storage_errors("read", part), part.open("rb") as payload, replacing(path) as out:
-            _decode(payload, manifest, out, base)
-    except UpdateRefused as error:
-        remove_file(part)
-        raise ConnectionFailed("A model can't be unfolded", why=str(error)) from error
-    return digest_of(path)
-
-
 def _decode(payload: IO[bytes], manifest: Manifest, stream: IO[bytes], base: Path | None) -> None:
     if base is None:
         decode(payload, manifest.layout, manifest.encoding, stream)
@@ -268,4 +276,4 @@ def _held_bytes(part: Path, encoding: Encoding) -> int:
     """Bytes of the payload that an earlier attempt has left."""
     if not part.exists():
         return 0
-    return max(0, part.stat().st_size - (data_offset_of(part) if encoding == "fp32" else 0))
+    return bytes_held(part, data_offset_of(part) if encoding == "fp32" else 0)

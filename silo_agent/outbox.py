@@ -47,6 +47,9 @@ RESIDUAL_BEFORE_FILE = "private/residual-before.safetensors"
 """What payloads of earlier rounds left unsaid, and this round's says too."""
 RESIDUAL_AFTER_FILE = "private/residual-after.safetensors"
 """What this round's payload leaves unsaid."""
+PAYLOAD_FILE = "payload"
+"""What leaves, where the update itself is not it."""
+_LARGE = (UPDATE_FILE, RESIDUAL_BEFORE_FILE, RESIDUAL_AFTER_FILE, PAYLOAD_FILE)
 _NOTE = "round.json"
 _DIGESTS = "digests.json"
 _ACCEPTED = "accepted"
@@ -128,6 +131,7 @@ class Outbox:
 
     def __init__(self, folders: Folders) -> None:
         self._folder = folders.rounds
+        self.spares = folders.spares
 
     def begin(self, run: str, number: int) -> Path:
         """An empty folder for a round to be trained.
@@ -245,6 +249,8 @@ class Outbox:
         """Delete the rounds of the same run that ``finished`` has taken the place of."""
         for other in self._all():
             if other.run == finished.run and other.round < finished.round:
+                for name in _LARGE:
+                    self.spares.retire(self.folder(other) / name)
                 remove_folder(self.folder(other))
 
     def _all(self) -> list[FinishedRound]:

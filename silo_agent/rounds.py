@@ -22,7 +22,7 @@ from fedreid.contract import (
 from fedreid.datasets.layouts import load
 from fedreid.errors import ConnectionFailed, PolicyRefused
 from fedreid.jobs import Progress, Worker
-from fedreid.limits import CALL_S, LONG_POLL_S, REFUSAL_CHARACTERS, UPLOAD_WINDOW_BYTES
+from fedreid.limits import CALL_S, LONG_POLL_S, REFUSAL_CHARACTERS
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
 from fedreid.plan import is_difference
@@ -73,6 +73,7 @@ class Participant:
         self._clock = clock
         self._contact = contact
         self._signs = Signs(contact, say, show)
+        folders.spares.clear()
         self._models = ModelCache(folders, membership, audit)
         self._outbox = Outbox(folders)
         self._budget = PrivacyBudget(folders, config.policy.privacy)
@@ -134,8 +135,7 @@ class Participant:
             await renew(identity)
         else:
             await self._do(stub, task)
-            if isinstance(task, TrainTask) and self._delivery.sent_bytes > UPLOAD_WINDOW_BYTES:
-                line.dial_again()
+            line.relieve(self._delivery.take_sent_bytes())
 
     async def _do(self, stub: "FederationAsyncStub", task: TrainTask | EvaluateTask) -> None:
         try:
@@ -323,9 +323,13 @@ class Participant:
             base_model=base.path,
             previous=self._previous(task.run, before=task.round),
             out=str(out),
+            spare=self._spare(base),
             checkpoints=str(self._outbox.checkpoints(task.run, task.round)),
             compiled=self._config.compiled,
         )
+
+    def _spare(self, base: Held) -> str:
+        return str(self._folders.spares.find(Path(base.path).stat().st_size) or "")
 
     def _previous(self, run: str, *, before: int | None = None) -> str:
         """The folder of the silo's last round in a run; empty if there is none."""

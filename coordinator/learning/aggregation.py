@@ -96,7 +96,7 @@ def aggregate(job: AggregateJob, progress: ProgressSink) -> AggregateReport:
             plan=job.aggregation,
             seed=job.seed,
         )
-        with faults.step("aggregate.write"), replacing(Path(job.out)) as stream:
+        with faults.step("aggregate.write"), replacing(Path(job.out), over=job.spare) as stream:
             squared = _write(stream, opened, progress)
     return AggregateReport(
         weights={c.silo: weights.get(c.silo, 0.0) for c in contributions_K},

@@ -57,6 +57,8 @@ class AggregateJob(Job, frozen=True, kw_only=True):
     seed: int = 0
     """Draws the silo that ``bn = reference`` takes for the first of the round."""
     out: str
+    spare: str = ""
+    """File that the aggregate is written over, if it is there; empty: none."""
 
 
 class AggregateReport(Report, frozen=True, kw_only=True):

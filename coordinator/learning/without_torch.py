@@ -13,7 +13,7 @@ from fedreid.errors import UsageError
 from fedreid.wire.tensors import is_statistic, load_tensors, save_tensors
 
 _OURS = ("trunk.", "neck.")
-_NEXT_STEP = "Install it with torch (the extra 'coordinator', or the image's variant cpu or cuda)"
+_NEXT_STEP = "Install it with torch (the extra 'coordinator', or an image with torch)"
 
 
 def has_torch() -> bool:

@@ -14,7 +14,7 @@ from coordinator.rounds.together import Together
 from coordinator.rounds.turns import Turns
 from coordinator.trust.registry import Registry
 from fedreid.clock import Clock
-from fedreid.contract import EvaluateTask, EvaluationResult, Task, TrainTask, WaitTask
+from fedreid.contract import EvaluationResult, RenewTask, Task, WaitTask
 from fedreid.errors import Refusal, UpdateRefused
 from fedreid.limits import BEGINNING_S, LEAST_WAIT_S, VERSIONS_AHEAD, WAKING_AT_ONCE
 from fedreid.names import SiloName
@@ -57,8 +57,10 @@ class Attending:
             changed = self._current.changed
             task = first() or self._task(silo)
             left_s = until_s - self._clock.monotonic_s()
-            if not isinstance(task, TrainTask | EvaluateTask):
-                if not isinstance(task, WaitTask) or left_s <= 0:
+            if isinstance(task, RenewTask):
+                return task
+            if isinstance(task, WaitTask):
+                if left_s <= 0:
                     return task
                 await wait_for(changed, left_s)
                 async with self._waking:  # all who wait are woken at once: others have turns too

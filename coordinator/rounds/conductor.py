@@ -6,6 +6,7 @@ next round; wait for updates; do the work of a phase; publish. What it reads and
 """
 
 import asyncio
+from pathlib import Path
 
 from coordinator import metrics
 from coordinator.folders import Folders
@@ -83,6 +84,7 @@ class Conductor:
             if current.run is not None and state is not None and not state.ended:
                 # Stopped, and a crash or a full disk came before the round was given up.
                 await current.apply(Abandoned(reason=current.run.reason))
+            await off_loop(self._folders.spares.clear)
             current.tell("waiting for a run to be started")
             await wait_for(changed, _IDLE_S)
         elif state is None or state.ended:
@@ -102,8 +104,13 @@ class Conductor:
         left_over = self._current.left_over
         while left_over:
             for folder in self._folders.of_round(left_over[0].run, left_over[0].number):
-                await off_loop(remove_folder, folder)
+                await off_loop(self._remove, folder)
             del left_over[0]
+
+    def _remove(self, folder: Path) -> None:
+        for update in sorted(folder.glob("[!.]*")):
+            self._folders.spares.retire(update)
+        remove_folder(folder)
 
     async def _go_on(self) -> bool:
         """Finish the run or open its next round; False if there is nothing to do yet."""

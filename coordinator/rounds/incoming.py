@@ -13,6 +13,7 @@ from fedreid.errors import UpdateRefused
 from fedreid.files import digest_of, remove_file, replacing
 from fedreid.names import Digest
 from fedreid.plan import ValidationPlan
+from fedreid.spares import Spares
 from fedreid.wire.chunks import AnyChunk
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import Manifest
@@ -23,7 +24,9 @@ from fedreid.wire.tensors import TensorFile
 class Incoming:
     """One update on its way; methods block on the disk."""
 
-    def __init__(self, part: Path, manifest: Manifest, base: Path, plan: ValidationPlan) -> None:
+    def __init__(
+        self, part: Path, manifest: Manifest, base: Path, plan: ValidationPlan, spares: Spares
+    ) -> None:
         """Go on with what an earlier attempt has left in ``part``, if anything.
 
         Raises:
@@ -32,9 +35,10 @@ class Incoming:
         self._manifest = manifest
         self._base_path = base
         self._plan = plan
+        self._spares = spares
         with ExitStack() as stack:
             self._file = stack.enter_context(
-                PartialFile(part, prefix=manifest.prefix, size=manifest.byte_count)
+                PartialFile(part, prefix=manifest.prefix, size=manifest.byte_count, spares=spares)
             )
             self._base = stack.enter_context(TensorFile(base))
             self._open = stack.pop_all()
@@ -91,9 +95,13 @@ class Incoming:
         ready = part.with_suffix(".ready")
         try:
             with TensorFile(self._base_path) as base:
-                with part.open("rb") as payload, replacing(ready, mode=0o600) as stream:
+                over = self._spares.find(manifest.layout.file_bytes)
+                with (
+                    part.open("rb") as payload,
+                    replacing(ready, mode=0o600, over=over) as stream,
+                ):
                     decode(payload, manifest.layout, manifest.encoding, stream, base)
-                remove_file(part)
+                self._spares.retire(part)
                 with TensorFile(ready) as update:
                     check_values(update, base, self._plan)
         except UpdateRefused:

@@ -40,6 +40,7 @@ from fedreid.names import Digest, SiloName
 from fedreid.plan import Plan
 from fedreid.wire.chunks import AnyChunk
 from fedreid.wire.manifest import Manifest
+from fedreid.wire.stream import bytes_held
 from fedreid.work import off_loop
 
 _SEND_AGAIN = BROKEN_LINE | {Refusal.NOT_INVITED, Refusal.STALE}
@@ -139,11 +140,12 @@ class Intake:
         ample = await off_loop(self._checked, announcement, self._current.plan, part.parent)
         self._keep_one_part(announcement.silo, part)
         if not ample:
+            await off_loop(self._folders.spares.clear)
             async with self._opening:  # or two would be promised the same room
                 await off_loop(check_room, part.parent, self._promised(announcement))
                 self._announced[announcement.silo] = announcement
         self._announced[announcement.silo] = announcement
-        held = part.stat().st_size - len(announcement.manifest.prefix) if part.exists() else 0
+        held = await off_loop(bytes_held, part, len(announcement.manifest.prefix))
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
 
@@ -223,7 +225,8 @@ class Intake:
 
     def _incoming(self, announcement: Announcement, plan: Plan) -> Incoming:
         base = self._models.path(Digest(announcement.base_digest))
-        return Incoming(self._part_path(announcement), announcement.manifest, base, plan.validation)
+        part, spares = self._part_path(announcement), self._folders.spares
+        return Incoming(part, announcement.manifest, base, plan.validation, spares)
 
     async def _count(self, announcement: Announcement, incoming: Incoming) -> Standing:
         state = self._current.round

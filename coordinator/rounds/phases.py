@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from coordinator import metrics
 from coordinator.folders import Folders
 from coordinator.learning import jobs
@@ -112,6 +114,9 @@ class Phases:
         await off_loop(remove_folder, Path(job.out).parent)
         return model
 
+    def _spare(self, job: jobs.AggregateJob) -> str:
+        return str(self._folders.spares.find(Path(job.base).stat().st_size) or "")
+
     def _lost_updates(self, state: RoundState) -> tuple[str, ...]:
         spool, _ = self._folders.of_round(state.run, state.number)
         return tuple(
@@ -125,7 +130,8 @@ class Phases:
         return all(self._is_whole(work / name, digest) for name, digest in state.results.items())
 
     async def _aggregate(self, state: RoundState, plan: Plan, rules: Rules) -> Event:
-        job = orders.aggregate_job(self._folders, state, plan, self._federation)
+        ordered = orders.aggregate_job(self._folders, state, plan, self._federation)
+        job = msgspec.structs.replace(ordered, spare=await off_loop(self._spare, ordered))
         report = await self._worker.run(job, jobs.AggregateReport, self._progress)
         made = [Path(job.out)]
         clusters: tuple[tuple[str, ...], ...] = ()

@@ -43,7 +43,8 @@ def drop_gone(current: Current, registry: Registry) -> None:
 
 
 def tidy(current: Current, folders: Folders) -> None:
-    """Remove what a crash left of rounds that have ended."""
+    """Remove what a crash left of rounds that have ended, and what was kept for the next ones."""
+    folders.spares.clear()
     kept = None
     if current.round is not None and not current.round.ended:
         kept = folders.spool(current.round.run, current.round.number).name

@@ -221,8 +221,7 @@ class Access(grpc.aio.ServerInterceptor):
         try:
             return self._under_way.begin(principal)
         except LimitReached as error:
-            ACCESS_DENIED.labels(Denial.LIMIT.value).inc()
-            self._denials.note(principal.uri, service, error.what)
+            self._note_denied(principal.uri, service, error, Denial.LIMIT)
             raise
 
     def _identify(self, context: Any, service: str) -> Holder:
@@ -230,7 +229,7 @@ class Access(grpc.aio.ServerInterceptor):
         try:
             holder = _peer(context)
         except FedreidError as error:
-            self._note_denied("", service, error)
+            self._note_denied("", service, error, Denial.CERTIFICATE)
             raise
         _caller.set(holder)
         return holder
@@ -246,11 +245,14 @@ class Access(grpc.aio.ServerInterceptor):
                 )
             self._registry.check(holder)
         except FedreidError as error:
-            self._note_denied(holder.principal.uri, service, error)
+            self._note_denied(holder.principal.uri, service, error, Denial.CERTIFICATE)
             raise
 
-    def _note_denied(self, caller: str, service: str, error: FedreidError) -> None:
-        reason = error.reason if isinstance(error, AccessDenied) else Denial.CERTIFICATE
+    def _note_denied(
+        self, caller: str, service: str, error: FedreidError, otherwise: Denial
+    ) -> None:
+        """Count and note a refusal; ``otherwise`` is the reason of one that names none itself."""
+        reason = error.reason if isinstance(error, AccessDenied) else otherwise
         ACCESS_DENIED.labels(reason.value).inc()
         self._denials.note(caller, service, error.what)
 

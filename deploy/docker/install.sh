@@ -1,21 +1,21 @@
 #!/bin/sh
 # Installs one program into /opt/fedreid, and writes down what it consists of; run by the Dockerfile:
-# install.sh PROGRAM TORCH TORCH_CPU_INDEX
+# install.sh PROGRAM TORCH TORCH_INDEX
 set -eu
-program=$1 torch=$2 torch_cpu_index=$3
+program=$1 torch=$2 torch_index=$3
 
 case "$program-$torch" in
     coordinator-none) extra=coordinator-without-torch ;;
-    coordinator-cpu | coordinator-cuda) extra=coordinator ;;
-    silo-agent-cpu | silo-agent-cuda) extra=agent ;;
+    coordinator-yes) extra=coordinator ;;
+    silo-agent-yes) extra=agent ;;
     silo-agent-none) echo "a silo trains: it needs torch" >&2; exit 2 ;;
-    *) echo "TORCH is none, cpu or cuda, not $torch" >&2; exit 2 ;;
+    *) echo "TORCH is yes or none, not $torch" >&2; exit 2 ;;
 esac
 
 set -- --no-cache-dir --constraint constraints.txt
-if [ "$torch" = cpu ]; then
+if [ -n "$torch_index" ]; then
     # A CPU build has a local version, 2.15.0+cpu, which goes before the same one without.
-    set -- "$@" --extra-index-url "$torch_cpu_index"
+    set -- "$@" --extra-index-url "$torch_index"
 fi
 /opt/tools/bin/pip --python /opt/fedreid/bin/python install "$@" ".[$extra]"
 

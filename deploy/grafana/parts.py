@@ -130,6 +130,7 @@ def board_json(board: Board, annotations: Sequence[Annotation]) -> str:
         for panel in row.panels:
             builder = builder.with_panel(_made(panel))
     made = json.loads(JSONEncoder().encode(builder.build()))
+    del made["style"]  # of Grafana 10 alone; the user's own theme is meant in any case
     for number, panel_made in enumerate(made["panels"], start=1):
         panel_made["id"] = number
     made["annotations"] = {"list": [annotation.to_json() for annotation in annotations]}

@@ -137,7 +137,7 @@ class Chunk(_message.Message):
     crc32c: _builtins.int
     """CRC-32C of data."""
     data: _builtins.bytes
-    """At most 1 MiB, the last field, so that a receiver can take it without a copy."""
+    """At most 2 MiB, the last field, so that a receiver can take it without a copy."""
     def __init__(
         self,
         *,

@@ -15,6 +15,7 @@ from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
 from fedreid.files import read_into, remove_file
 from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
 from fedreid.names import Digest
+from fedreid.spares import ZEROS, Spares
 from fedreid.wire.chunks import AnyChunk, Chunk, ChunkMessage
 from fedreid.work import off_loop
 
@@ -67,9 +68,14 @@ class PartialFile:
     The file begins with ``prefix``, which is not part of the payload (the header that makes an
     fp32 payload a canonical model file). What an earlier attempt left is kept and hashed again;
     the digest over the whole decides in the end, so a torn write can't survive.
+
+    A spare may be written over, so how much has come is not how long the file is: up to its last
+    byte that is not zero (see :func:`bytes_held`).
     """
 
-    def __init__(self, path: Path, *, prefix: bytes, size: int) -> None:
+    def __init__(
+        self, path: Path, *, prefix: bytes, size: int, spares: Spares | None = None
+    ) -> None:
         self.path = path
         self._prefix = prefix
         self._size = size
@@ -77,9 +83,12 @@ class PartialFile:
         self._file_hasher = blake3.blake3(prefix)
         self.offset = 0
         with storage_errors("write", path):
+            zeros = (
+                spares is not None and not path.exists() and spares.take(len(prefix) + size, path)
+            )
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                self._take_up()
+                self._take_up(0 if zeros else _content_end(self._descriptor))
             except BaseException:
                 os.close(self._descriptor)
                 raise
@@ -162,20 +171,22 @@ class PartialFile:
         self.close()
         remove_file(self.path)
 
-    def _take_up(self) -> None:
-        held = os.fstat(self._descriptor).st_size
-        head = os.pread(self._descriptor, len(self._prefix), 0)
-        if head != self._prefix or held > len(self._prefix) + self._size:
+    def _take_up(self, held: int) -> None:
+        start = len(self._prefix)
+        is_other = held > 0 and os.pread(self._descriptor, start, 0) != self._prefix
+        if is_other or os.fstat(self._descriptor).st_size > start + self._size:
             os.ftruncate(self._descriptor, 0)
+            held = 0
+        if held <= start:
             self._put(self._prefix, 0)
             return
-        position = len(self._prefix)
-        while data := os.pread(self._descriptor, CHUNK_BYTES, position):
+        for position in range(start, held, CHUNK_BYTES):
+            data = bytearray(min(CHUNK_BYTES, held - position))
+            read_into(self._descriptor, self.path, position, memoryview(data))
             self._hash(data)
-            position += len(data)
-        self.offset = position - len(self._prefix)
+        self.offset = held - start
 
-    def _hash(self, data: bytes) -> None:
+    def _hash(self, data: bytes | bytearray) -> None:
         self._payload_hasher.update(data)
         if self._prefix:
             self._file_hasher.update(data)
@@ -185,3 +196,27 @@ class PartialFile:
             while data:
                 count = os.pwrite(self._descriptor, data, position)
                 data, position = data[count:], position + count
+
+
+def bytes_held(part: Path, start: int) -> int:
+    """Bytes of a payload that earlier attempts have left in ``part``, where it begins at ``start``.
+
+    Up to the last that is not zero: what else is there may be a spare's. A payload that ends in
+    zeros is thought to be shorter by as many, which come once more.
+    """
+    if not part.exists():
+        return 0
+    with storage_errors("read", part), part.open("rb", buffering=0) as stream:
+        return max(0, _content_end(stream.fileno()) - start)
+
+
+def _content_end(descriptor: int) -> int:
+    """Where the last byte that is not zero ends."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - len(ZEROS))
+        block = os.pread(descriptor, end - start, start)
+        if block != ZEROS[: len(block)]:  # many times as fast as to strip them
+            return start + len(block.rstrip(b"\0"))
+        end = start
+    return 0

@@ -81,6 +81,11 @@ class Layout:
         return sum(spec.size_bytes for spec in self.specs)
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of a canonical file."""
+        return len(self.header()) + self.size_bytes
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names, in order."""
         return tuple(spec.name for spec in self.specs)
@@ -274,9 +279,11 @@ def load_tensors(path: Path) -> dict[str, FloatArray]:
         return file.read_all()
 
 
-def save_tensors(path: Path, tensors: dict[str, FloatArray]) -> None:
-    """Durably write a canonical file from tensors in memory."""
-    with replacing(path) as stream:
+def save_tensors(
+    path: Path, tensors: dict[str, FloatArray], *, over: Path | str | None = None
+) -> None:
+    """Durably write a canonical file from tensors in memory; ``over`` as of :func:`replacing`."""
+    with replacing(path, over=over) as stream:
         write_model(stream, tensors)
 
 

@@ -42,6 +42,8 @@ class TrainJob(Job, frozen=True, kw_only=True):
     out: str
     """Existing empty folder to fill: ``update.safetensors`` (the whole local backbone after
     training) and ``private/`` with what never leaves (classifier, standalone state)."""
+    spare: str = ""
+    """File that the update is written over, if it is there; empty: none."""
     checkpoints: str = ""
     """Folder of what a killed attempt at this job left to go on from; empty: none is kept."""
     compiled: bool = False
@@ -58,6 +60,7 @@ class TrainJob(Job, frozen=True, kw_only=True):
         base_model: str,
         previous: str,
         out: str,
+        spare: str = "",
         checkpoints: str = "",
         compiled: bool = False,
     ) -> "TrainJob":
@@ -77,6 +80,7 @@ class TrainJob(Job, frozen=True, kw_only=True):
             base_model=base_model,
             previous=previous,
             out=out,
+            spare=spare,
             checkpoints=checkpoints,
             compiled=compiled,
             evaluate=kinds,

@@ -177,7 +177,7 @@ class LocalRound:
 
     def _keep_federated(self, learner: Learner) -> None:
         shared = shared_tensors(learner.backbone)
-        save_tensors(Path(self.job.out) / UPDATE_FILE, shared)
+        save_tensors(Path(self.job.out) / UPDATE_FILE, shared, over=self.job.spare)
         folder = self._private(FEDERATED)
         write_classifier(folder, ClassifierState.of(learner.classifier, self.data.identities))
         if self.job.bn == "local" or (self.job.bn == "adaptive" and self.data.cameras > 1):

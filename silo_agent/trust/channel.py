@@ -24,6 +24,7 @@ from fedreid.limits import (
     MESSAGE_BYTES,
     PING_ANSWER_S,
     RECONNECT_MAX_S,
+    UPLOAD_WINDOW_BYTES,
 )
 from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
@@ -113,12 +114,17 @@ class Line:
         self._drain()
         self.identity, self.channel, self._stub = identity, channel, stub
 
-    def dial_again(self) -> None:
-        """Make new calls on a new connection.
+    def relieve(self, sent_bytes: int) -> None:
+        """Dial again after so large an update that the connection is not worth its buffers.
 
         Both ends keep buffers with a connection that are as large as what it has carried at once,
-        and the coordinator has hundreds of them: after a large update goes a fresh one.
+        and the coordinator has hundreds of them.
         """
+        if sent_bytes > UPLOAD_WINDOW_BYTES:
+            self.dial_again()
+
+    def dial_again(self) -> None:
+        """Make new calls on a new connection."""
         self._drain()
         self.channel = _channel(self.address, self.identity)
         self._stub = _stub(self.channel)

@@ -60,6 +60,11 @@ def test_numbers_that_make_no_load_are_refused(numbers: tuple[int, int, float]) 
         measure_load(*numbers, tell=print)
 
 
+def test_no_transfer_at_all_is_refused() -> None:
+    with pytest.raises(UsageError):
+        measure_load(2, 1, 1.0, transfers=0, tell=print)
+
+
 def test_quantiles_are_of_calls_that_were_made() -> None:
     latency = Latency.of([n / 1000 for n in range(1, 101)])
     told = [latency.p50_ms, latency.p99_ms, latency.longest_ms]

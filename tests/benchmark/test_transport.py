@@ -5,18 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmark.footprints import children, cpu_seconds, peak_mb
 from benchmark.limit import Limit
-from benchmark.transport import measure_transport
+from benchmark.transport import PeerTransported, Spread, Transported, measure_transport, rows
 from fedreid.errors import RunError, UsageError
 from fedreid.plan import BackbonePlan
 from fedreid.reid.backbone import build_backbone, shared_tensors
 from fedreid.wire.encoding import payload_bytes
 from fedreid.wire.tensors import Layout, TensorSpec
+from tests.benchmark.peers import made_up_flower
 
 pytestmark = pytest.mark.timeout(300)
 _MODEL = "shufflenet_v2_x0_5"
@@ -34,10 +36,12 @@ def bytes_of(model: str) -> int:
     return payload_bytes(layout, "fp32")
 
 
-def test_a_small_null_round_is_measured_whole() -> None:
+def test_a_small_null_round_is_measured_whole_and_a_peers_beside_it(tmp_path: Path) -> None:
+    """The peer is made up, but started, given our server's certificate and read as a real one."""
+    flower = made_up_flower.make(tmp_path / "flower")
     command = [sys.executable, "-m", "benchmark", "transport", "--silos", "2"]
     done = subprocess.run(
-        [*command, "--model", _MODEL, "--rounds", "2", "--json"],
+        [*command, "--model", _MODEL, "--rounds", "2", "--peer", f"flower={flower}", "--json"],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -51,6 +55,34 @@ def test_a_small_null_round_is_measured_whole() -> None:
     spent = sum(phase["median"] for phase in result["phases"].values())
     assert spent == pytest.approx(result["round_seconds"]["median"], rel=0.5)
     assert min(result[f"{who}_peak_mb"] for who in ("service", "worker", "agent")) > 20.0
+    peer = result["peers"]["flower"]
+    assert peer["version"] == made_up_flower.VERSION
+    assert set(peer["round_seconds"].values()) == {made_up_flower.SECONDS}
+    ratio = made_up_flower.SECONDS / result["round_seconds"]["median"]
+    assert peer["ratio_to_ours"] == pytest.approx(ratio)
+    assert peer["server_peak_mb"] > made_up_flower.PEAK_MB
+
+
+def test_a_peers_rounds_are_rows_of_the_table() -> None:
+    spread = Spread.of([1.0, 2.0, 6.0])
+    peer = PeerTransported(
+        version="1.41.0", round_seconds=spread, ratio_to_ours=4.0, cpu_seconds=spread,
+        server_peak_mb=812.4,
+    )  # fmt: skip
+    ours = Transported(
+        silos=1, model=_MODEL, encoding="fp32", rounds=3, ratio_to_limit=1.0,
+        cpu_ratio_to_limit=1.0, round_seconds=spread, limit_seconds=spread, limit_kind="c",
+        phases={}, cpu_seconds=spread, limit_cpu_seconds=spread, bytes_up=1, bytes_down=1,
+        service_peak_mb=1.0, worker_peak_mb=1.0, agent_peak_mb=1.0,
+    )  # fmt: skip
+    beside = rows(replace(ours, peers={"flower": peer}))
+    assert beside[: len(rows(ours))] == rows(ours)
+    assert beside[len(rows(ours)) :] == [
+        ("flower 1.41.0, s", "2.000 (1.000 to 6.000)"),
+        ("  ratio to ours", "4.00"),
+        ("  CPU, s", "2.000 (1.000 to 6.000)"),
+        ("  server peak, MiB", "812"),
+    ]
 
 
 @pytest.mark.parametrize(("silos", "rounds"), [(0, 1), (1, 0)])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedreid.audit import read_audit
-from fedreid.limits import CHUNK_BYTES
+from fedreid.limits import MIB
 from fedreid.names import Digest
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc, tensors_pb2
@@ -22,8 +22,8 @@ from fedreid.wire.tensors import Layout, TensorSpec
 from tests.coordinator.trust.assembled import Assembled
 from tests.coordinator.trust.planted import plant
 
-ELEMENTS = CHUNK_BYTES
-"""Four chunks."""
+ELEMENTS = MIB
+"""4 MiB, sent in four pieces."""
 
 
 class Collecting(Assembled):
@@ -69,8 +69,8 @@ class Collecting(Assembled):
     async def send(self, stub: Any, opening: pb.OpenUploadResponse) -> pb.SendUploadResponse:
         async def messages() -> AsyncIterator[pb.SendUploadRequest]:
             yield pb.SendUploadRequest(upload_id=opening.upload_id)
-            for offset in range(opening.offset, len(self.payload), CHUNK_BYTES):
-                data = self.payload[offset : offset + CHUNK_BYTES]
+            for offset in range(opening.offset, len(self.payload), MIB):
+                data = self.payload[offset : offset + MIB]
                 crc = google_crc32c.value(data)
                 chunk = tensors_pb2.Chunk(offset=offset, data=data, crc32c=crc)
                 yield pb.SendUploadRequest(chunk=chunk)

@@ -18,7 +18,7 @@ from coordinator.disk import watch_disk
 from coordinator.rounds.journal import Journal
 from fedreid.audit import AuditLog
 from fedreid.errors import StorageError, storage_errors
-from fedreid.limits import CHUNK_BYTES
+from fedreid.limits import MIB
 from fedreid.v1 import federation_pb2 as pb
 from tests.coordinator.collecting import Collecting
 from tests.coordinator.trust.assembled import Assembled, lived
@@ -56,7 +56,7 @@ def test_an_upload_that_the_disk_refuses_goes_on_where_it_stood(
 
     def pwrite(descriptor: int, data: bytes, position: int) -> int:
         """Take half of what is given, as a disk does that is about to be full."""
-        write.failing = position > 2 * CHUNK_BYTES and reason not in seen
+        write.failing = position > 2 * MIB and reason not in seen
         count: int = write(descriptor, data[: len(data) // 2 + 1], position)
         positions.append(position)
         return count
@@ -72,9 +72,9 @@ def test_an_upload_that_the_disk_refuses_goes_on_where_it_stood(
             seen.append(reason)
             positions.clear()
             opening = await coordinator.open(stub)
-            assert opening.offset > CHUNK_BYTES
+            assert opening.offset > MIB
             assert (await coordinator.send(stub, opening)).state == pb.UPLOAD_STATE_ACCEPTED
-            assert min(positions) > CHUNK_BYTES
+            assert min(positions) > MIB
         assert coordinator.accepted_in_audit() == ["north"]
 
     lived(coordinator, story)

@@ -50,6 +50,13 @@ def test_the_image_takes_what_it_copies_and_nothing_else() -> None:
     assert all((ROOT / path).exists() for path in taken)
 
 
+def test_the_recipe_leads_to_no_package_index_but_the_one_that_pip_is_set_up_for() -> None:
+    for name in ("Dockerfile", "install.sh", "compose.yaml"):
+        text = (DOCKER / name).read_text()
+        assert "://" not in re.sub(r"http://(?:127\.0\.0\.1|localhost):", "", text), name
+    assert "ARG TORCH_INDEX\n" in (DOCKER / "Dockerfile").read_text()
+
+
 def test_images_run_as_the_user_of_the_charts() -> None:
     users = set(re.findall(r"USER (\S+)", (DOCKER / "Dockerfile").read_text()))
     values = yaml.safe_load((ROOT / "helm/coordinator/values.yaml").read_text())

@@ -18,6 +18,7 @@ ELSEWHERE = {
     "fedreid-bench training": "tests/benchmark/test_training.py",
     "fedreid-bench distillation": "tests/benchmark/test_distilling.py",
     "fedreid-bench transport": "tests/benchmark/test_transport.py",
+    "fedreid-bench starting": "tests/benchmark/test_starting.py",
     "fedreid-bench serving-load": "tests/benchmark/test_serving_load.py",
     "fedreid-bench indexing": "tests/benchmark/test_indexing.py",
     "coordinator silo approve": "tests/federation/test_life_cycle.py",

@@ -14,7 +14,7 @@ from benchmark.federation import LocalFederation
 from fedreid.audit import AuditLog
 from fedreid.clock import SystemClock
 from fedreid.contract import Task, TrainTask
-from fedreid.limits import CHUNK_BYTES
+from fedreid.limits import MIB
 from fedreid.pki import tokens
 from fedreid.pki.identity import IdentityStore
 from fedreid.v1 import federation_pb2 as pb
@@ -130,13 +130,13 @@ def payload_of(tensors: Mapping[str, FloatArray]) -> bytes:
     return b"".join(np.ascontiguousarray(tensors[name]).tobytes() for name in sorted(tensors))
 
 
-def chunks_of(payload: bytes) -> list[tensors_pb2.Chunk]:
-    """The payload in chunks as they should be."""
+def chunks_of(payload: bytes, *, start: int = 0) -> list[tensors_pb2.Chunk]:
+    """The payload from ``start`` in chunks as they may be."""
     return [
         tensors_pb2.Chunk(
             offset=offset,
-            crc32c=google_crc32c.value(payload[offset : offset + CHUNK_BYTES]),
-            data=payload[offset : offset + CHUNK_BYTES],
+            crc32c=google_crc32c.value(payload[offset : offset + MIB]),
+            data=payload[offset : offset + MIB],
         )
-        for offset in range(0, len(payload), CHUNK_BYTES)
+        for offset in range(start, len(payload), MIB)
     ]

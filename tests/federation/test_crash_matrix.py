@@ -37,11 +37,11 @@ COORDINATORS = (
     *both("upload.accept.commit", "intake.close.commit", "aggregate.write"),
     *both("publish.sign", "publish.rename", "publish.commit", "announce"),
     *both("file.replace", "file.move", "file.link", "folder.remove", "payload.sync"),
-    *both("audit.append", "journal.commit"),
+    *both("file.retire", "audit.append", "journal.commit"),
     *both("gc.unlink", "file.remove"),  # last: by then there are models to be removed
 )
 AGENTS = (
-    *both("download.chunk.write", "download.finish", "file.replace", "file.remove"),
+    *both("download.chunk.write", "download.finish", "file.replace", "file.retire"),
     *both("outbox.write", "folder.flip", "folder.remove", "audit.append"),
     "upload.chunk.sent",
     "upload.ack.received",

@@ -118,18 +118,18 @@ async def break_the_line(rogue: Rogue, task: TrainTask) -> None:
         (wrong_sum, Refusal.CHUNK),
         (chunks[1:2], Refusal.CHUNK),
         ([*chunks[:3], chunks[4]], Refusal.CHUNK),
-        (chunks[3:4], Refusal.BYTE_COUNT),
     ):
         with pytest.raises(UpdateRefused) as refused:
             await rogue.send(opening.upload_id, sent)
         assert refused.value.reason is reason
-    opening = await rogue.open(task, request)
-    held = opening.offset
-    assert 0 < held < len(payload_of(tensors))
-    longer = chunks_of(payload_of(tensors) + bytes(16))
-    with pytest.raises(UpdateRefused) as refused:
-        await rogue.send(opening.upload_id, [c for c in longer if c.offset >= held])
-    assert refused.value.reason is Refusal.BYTE_COUNT
+    payload = payload_of(tensors)
+    for whole, count in ((payload, 1), (payload + bytes(16), None)):
+        opening = await rogue.open(task, request)
+        assert 0 < opening.offset < len(payload)
+        rest = chunks_of(whole, start=opening.offset)
+        with pytest.raises(UpdateRefused) as refused:
+            await rogue.send(opening.upload_id, rest[:count])
+        assert refused.value.reason is Refusal.BYTE_COUNT
     await check_lies(rogue, task, tensors)
     await deliver(rogue, task, _spoilt(float("nan"))(tensors))
 

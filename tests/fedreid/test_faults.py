@@ -26,6 +26,9 @@ SOURCES = {
 NO_STEP = {
     ("fedreid/files.py", "sync_folder"): "its callers call it within their step",
     ("fedreid/files.py", "replacing"): "removes the temporary neighbour of a write that failed",
+    ("fedreid/files.py", "_opened"): "makes that neighbour of a spare, which nobody misses",
+    ("fedreid/spares.py", "take"): "a spare becomes a file in which nothing lies that counts yet",
+    ("fedreid/spares.py", "_make_place"): "a spare is removed, which nobody misses",
     ("fedreid/audit.py", "_end"): "called by append alone, within its step",
     ("fedreid/audit.py", "_write"): "called by append alone, within its step",
     ("fedreid/audit.py", "_locked"): "a lock's file, which stays empty",

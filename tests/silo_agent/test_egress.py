@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as some
 
+import fedreid.spares
 from fedreid.contract import PrivacyReport, TrainTask, UpdateReport
 from fedreid.errors import PolicyRefused, StorageError
 from fedreid.files import digest_of
 from fedreid.names import Digest, RoundNumber, RunName
 from fedreid.plan import BackbonePlan, BatchNormPolicy, Encoding, TrainingPlan
+from fedreid.spares import Spares
 from fedreid.wire.encoding import decode
 from fedreid.wire.manifest import ENCODINGS
 from fedreid.wire.tensors import (
@@ -61,6 +63,7 @@ def packed(
     policy: Policy | None = None,
     num_images: int = 10,
     privacy: PrivacyReport | None = None,
+    spares: Spares | None = None,
 ) -> Parcel:
     path, base = folder / "update.safetensors", folder / "base.safetensors"
     for file, tensors in ((path, update), (base, backbone())):
@@ -79,6 +82,7 @@ def packed(
         base=base,
         policy=policy or Policy(batchnorm_statistics=batchnorm_statistics),
         destination=ADDRESS,
+        spares=spares,
     )
 
 
@@ -321,13 +325,15 @@ def test_an_update_without_noise_does_not_leave_where_the_policy_demands_it(
     assert packed(tmp_path, backbone(), policy=policy, privacy=spent).manifest.byte_count > 0
 
 
-def packed_with(folder: Path, name: str, residual: Tensors | None) -> Parcel:
+def packed_with(
+    folder: Path, name: str, residual: Tensors | None, *, spares: Spares | None = None
+) -> Parcel:
     """A round in int8_delta that has this to say too."""
     (folder / name / "private").mkdir(parents=True)
     if residual is not None:
         save_tensors(folder / name / RESIDUAL_BEFORE_FILE, residual)
     moved = {name: values + np.float32(0.001) * values**2 for name, values in backbone().items()}
-    return packed(folder / name, moved, encoding="int8_delta")
+    return packed(folder / name, moved, encoding="int8_delta", spares=spares)
 
 
 def test_what_a_payload_leaves_unsaid_stays_here_and_the_next_one_says_it(tmp_path: Path) -> None:
@@ -353,6 +359,24 @@ def test_packed_again_a_round_with_a_residual_gives_the_same_bytes(tmp_path: Pat
     moved = {name: values + np.float32(0.001) * values**2 for name, values in backbone().items()}
     assert packed(tmp_path / "round", moved, encoding="int8_delta") == first
     assert leaving(first) == payload
+
+
+def test_a_payload_and_what_it_leaves_unsaid_go_over_the_room_of_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fedreid.spares, "LEAST_SPARE_BYTES", 1)
+    first = packed_with(tmp_path, "first", None)
+    files = (first.path, tmp_path / "first" / RESIDUAL_AFTER_FILE)
+    contents = [file.read_bytes() for file in files]
+    inodes = {file.stat().st_ino for file in files}
+    spares = Spares(tmp_path / "spare", kept=2)
+    for file in files:
+        spares.retire(file)
+    second = packed_with(tmp_path, "second", None, spares=spares)
+    files = (second.path, tmp_path / "second" / RESIDUAL_AFTER_FILE)
+    assert {file.stat().st_ino for file in files} == inodes
+    assert [file.read_bytes() for file in files] == contents
+    assert not list((tmp_path / "spare").iterdir())
 
 
 def test_differences_are_put_back_onto_the_model_as_it_was_published(tmp_path: Path) -> None:

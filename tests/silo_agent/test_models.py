@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
+import fedreid.spares
 from fedreid.audit import AuditLog, read_audit
 from fedreid.clock import SystemClock
 from fedreid.contract import Release, ReleasePayload
@@ -438,11 +439,37 @@ def test_what_a_crash_tore_on_disk_is_fetched_again(
 ) -> None:
     stub = serving(tmp_path)
     part = folders.models / f"{stub.release.model_digest}.fp32.part"
-    for left in (b"\0" * CHUNK, b"\0" * len(stub.payload), b"\0" * (len(stub.payload) + 1)):
+    whole = stub.canonical
+    for left in (whole[:-9] + b"garbage", whole[:-9] + b"garbage..", whole + b"."):
         part.write_bytes(left)
         with pytest.raises(ConnectionFailed):
             fetched(cache, stub)
     assert Path(fetched(cache, stub).path).read_bytes() == stub.canonical
+
+
+@pytest.mark.parametrize("more", [-100, 0, 1])
+def test_zeros_where_bytes_never_came_count_as_nothing(
+    cache: ModelCache, folders: Folders, tmp_path: Path, more: int
+) -> None:
+    stub = serving(tmp_path)
+    part = folders.models / f"{stub.release.model_digest}.fp32.part"
+    part.write_bytes(bytes(len(stub.canonical) + more))
+    assert Path(fetched(cache, stub).path).read_bytes() == stub.canonical
+    assert stub.offsets == [0]
+
+
+def test_a_model_goes_over_the_room_of_the_one_before(
+    cache: ModelCache, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fedreid.spares, "LEAST_SPARE_BYTES", 1)
+    first, second = serving(tmp_path, version=5), serving(tmp_path, version=6, seed=1)
+    before = Path(fetched(cache, first).path)
+    inode = before.stat().st_ino
+    cache.remove_others(second.release.model_digest)
+    after = Path(fetched(cache, second).path)
+    assert after.stat().st_ino == inode
+    assert after.read_bytes() == second.canonical
+    assert not before.exists()
 
 
 # What lies on disk

@@ -6,6 +6,7 @@ the unsynced names the oldest changes survive first, of unsynced bytes any begin
 """
 
 import errno
+import fcntl
 import fnmatch
 import io
 import os
@@ -71,6 +72,14 @@ class MemoryDisk:
     def exists(self, path: str) -> bool:
         """Whether anything is there."""
         return path in self._names
+
+    def links(self, inode: Inode) -> int:
+        """How many names it has."""
+        return sum(each is inode for each in self._names.values())
+
+    def is_open_elsewhere(self, descriptor: int) -> bool:
+        """Whether another descriptor is open on the same file."""
+        return sum(each is self.of(descriptor) for each in self._open) > 1
 
     def below(self, path: str) -> list[str]:
         """Every path below a folder, sorted."""
@@ -214,11 +223,15 @@ class MemoryPath(PosixPath):
         inode = self.disk.find(str(self))
         return SimpleNamespace(
             st_size=len(inode.data),
+            st_nlink=self.disk.links(inode),
             st_mode=stat.S_IFREG,
             st_dev=0,
             st_ino=id(inode),
             st_mtime_ns=inode.changes,
         )
+
+    def chmod(self, mode: int, **_how: Any) -> None:
+        """Nobody else is there."""
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         if not self.exists():
@@ -265,6 +278,10 @@ class _WriteStream(io.RawIOBase):
         self._at += self._disk.write(self._descriptor, block, self._at)
         return len(block)
 
+    def truncate(self, size: int | None = None) -> int:
+        self._disk.truncate(self._descriptor, self._at if size is None else size)
+        return self._at
+
     def fileno(self) -> int:
         return self._descriptor
 
@@ -303,6 +320,21 @@ def memory_os(disk: MemoryDisk) -> Any:
         link=lambda source, target: disk.link(str(source), str(target)),
         replace=rename,
         rename=rename,
+    )
+
+
+def memory_fcntl(disk: MemoryDisk) -> Any:
+    """What the product asks of ``fcntl``, on a disk in memory: leases."""
+
+    def take_lease(descriptor: int, command: int, kind: int) -> None:
+        if kind == fcntl.F_WRLCK and disk.is_open_elsewhere(descriptor):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    return SimpleNamespace(
+        F_SETLEASE=fcntl.F_SETLEASE,
+        F_WRLCK=fcntl.F_WRLCK,
+        F_UNLCK=fcntl.F_UNLCK,
+        fcntl=take_lease,
     )
 
 

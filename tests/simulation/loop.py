@@ -131,3 +131,9 @@ def _perform(future: "asyncio.Future[T]", function: Callable[..., T], args: Any)
 def _is_dead(handle: Any) -> bool:
     program = handle._context.get(_running)
     return program is not None and not program.alive
+
+
+def played(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Play a story in virtual time."""
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(Random(0))) as runner:
+        runner.run(story())

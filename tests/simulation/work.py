@@ -107,7 +107,8 @@ class MemoryWorker(Worker):
 
     def _aggregate(self, job: jobs.AggregateJob) -> jobs.AggregateReport:
         base = digest_of(MemoryPath(job.base))
-        _write(job.out, made_of("aggregate", base, _sources(job.contributions)))
+        values = made_of("aggregate", base, _sources(job.contributions))
+        _write(job.out, values, over=job.spare)
         silos = [each.silo for each in job.contributions]
         looks = {silo: made_of("looks", base, silo)[0] - 1.0 for silo in silos}
         suspects = [silo for silo in silos if looks[silo] < self.suspecting]
@@ -120,10 +121,10 @@ class MemoryWorker(Worker):
         )
 
 
-def _write(path: str, values: FloatArray) -> None:
+def _write(path: str, values: FloatArray, *, over: str = "") -> None:
     out = MemoryPath(path)
     make_folder(out.parent)
-    save_tensors(out, {_NAME: values})
+    save_tensors(out, {_NAME: values}, over=over)
 
 
 def _sources(contributions: Sequence[Contribution]) -> list[tuple[str, str]]:

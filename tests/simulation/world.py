@@ -20,6 +20,7 @@ import blake3
 import tomli_w
 
 import fedreid.files
+import fedreid.spares
 import fedreid.wire.stream
 import fedreid.wire.tensors
 from coordinator.folders import Folders
@@ -45,7 +46,13 @@ from tests.history import (
     departures,
     is_signed,
 )
-from tests.simulation.disk import MemoryDisk, MemoryPath, memory_os, memory_shutil
+from tests.simulation.disk import (
+    MemoryDisk,
+    MemoryPath,
+    memory_fcntl,
+    memory_os,
+    memory_shutil,
+)
 from tests.simulation.loop import Killed, VirtualLoop, running
 from tests.simulation.memory import MemoryAudit, MemoryClock, MemoryJournal
 from tests.simulation.network import Network, Quality
@@ -58,8 +65,11 @@ _PEACE_S = 900.0
 _COLLECTING_S, _PHASE_S = 30.0, 20.0
 _KEY = signing_key(new_signing_key_pem())
 _MODEL_KEY = public_bytes(_KEY)
+_NAMING: tuple[ModuleType, ...] = (fedreid.files, fedreid.spares)
+"""Modules that name temporary files."""
 _SYSTEM: tuple[ModuleType, ...] = (
     fedreid.files,
+    fedreid.spares,
     fedreid.wire.stream,
     fedreid.wire.tensors,
 )
@@ -142,8 +152,11 @@ class World:
         system, shutil = memory_os(self.disk), memory_shutil(self.disk)
         patches = [mock.patch.object(module, "os", system) for module in _SYSTEM]
         patches += [mock.patch.object(fedreid.files, "shutil", shutil)]
+        patches += [mock.patch.object(fedreid.spares, "fcntl", memory_fcntl(self.disk))]
         patches += [mock.patch.object(phases, "Path", MemoryPath)]
-        patches += [mock.patch.object(fedreid.files, "secrets", _Guessable(self._random))]
+        guessable = _Guessable(self._random)
+        patches += [mock.patch.object(each, "secrets", guessable) for each in _NAMING]
+        patches += [mock.patch.object(fedreid.spares, "LEAST_SPARE_BYTES", 1)]
         for patch in patches:
             patch.start()
         try:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from fedreid.contract import EvaluateTask, Task, WaitTask
 from fedreid.limits import BEGINNING_S, LEAST_WAIT_S, LONG_POLL_S, WAKING_AT_ONCE
 from fedreid.names import SiloName
 from tests.fedreid.wire.test_messages import EVALUATE
-from tests.simulation.loop import VirtualLoop
+from tests.simulation.loop import played
 
 CROWD = [SiloName(f"silo-{number:03d}") for number in range(100)]
 NOTHING = WaitTask(reason="collecting updates")
@@ -83,8 +82,7 @@ def lived(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Port], Any]], 
         async def all_of_it() -> None:
             await story(Port(monkeypatch))
 
-        with asyncio.Runner(loop_factory=lambda: VirtualLoop(Random(0))) as runner:
-            runner.run(all_of_it())
+        played(all_of_it)
 
     return live
 

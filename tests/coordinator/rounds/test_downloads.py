@@ -1,9 +1,7 @@
 """Is a model read once for all who fetch it, and never longer from memory than that takes?"""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from fedreid.errors import StorageError
 from fedreid.limits import SHARED_CHUNKS, SHARED_S
 from fedreid.wire import stream
 from fedreid.wire.chunks import ChunkMessage
-from tests.simulation.loop import VirtualLoop
+from tests.simulation.loop import played
 
 START = 5
 SIZE = 100
@@ -43,12 +41,6 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(stream, "_read_chunk", counted)
     made.write(b"a")
     return made
-
-
-def played(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Play a story in virtual time."""
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(Random(0))) as runner:
-        runner.run(story())
 
 
 def test_what_many_ask_for_at_once_is_read_once_and_written_once(disk: Disk) -> None:

@@ -1,5 +1,6 @@
 """Is an update checked whole, however its bytes came, and judged only once its digest holds?"""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from fedreid.errors import Refusal, UpdateRefused
 from fedreid.files import digest_of
 from fedreid.names import Digest
 from fedreid.plan import ValidationPlan
+from fedreid.spares import Spares
 from fedreid.wire.chunks import Chunk
+from fedreid.wire.encoding import encode
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import FloatArray, TensorFile, load_tensors, save_tensors
 
@@ -57,7 +60,8 @@ def manifest_of(base: Path, payload: bytes) -> Manifest:
 
 def coming(base: Path, payload: bytes) -> Incoming:
     part = base.with_name("silo.part")
-    return Incoming(part, manifest_of(base, payload), base, ValidationPlan())
+    spares = Spares(part.parent / "spare", kept=0)
+    return Incoming(part, manifest_of(base, payload), base, ValidationPlan(), spares)
 
 
 def send(incoming: Incoming, payload: bytes, begin: int = 0, end: int | None = None) -> None:
@@ -160,3 +164,28 @@ def test_values_are_read_once_and_in_order(base: Path) -> None:
         inspection.finish()
     assert spans[0][0] == 0 and spans[-1][1] == size
     assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_an_encoded_update_is_unfolded_over_the_room_of_an_earlier_one(
+    base: Path, tmp_path: Path
+) -> None:
+    earlier, spares = tmp_path / "earlier", Spares(tmp_path / "spare", kept=2)
+    earlier.write_bytes(base.read_bytes())
+    inode = earlier.stat().st_ino
+    spares.retire(earlier)
+    with TensorFile(base) as file, (tmp_path / "payload").open("wb") as stream:
+        encode(file, file.layout, "bf16", stream)
+    payload = (tmp_path / "payload").read_bytes()
+    manifest = dataclasses.replace(manifest_of(base, payload), encoding="bf16")
+    part = tmp_path / "silo.part"
+    incoming = Incoming(part, manifest, base, ValidationPlan(), spares)
+    send(incoming, payload)
+    incoming.finish()
+    incoming.close()
+    ready, digest = incoming.checked()
+    assert ready.stat().st_ino == inode
+    assert digest == digest_of(ready)
+    unfolded, given = load_tensors(ready), model()
+    assert all(np.allclose(unfolded[name], given[name], rtol=2**-8) for name in given)
+    assert [spare.stat().st_size for spare in (tmp_path / "spare").iterdir()] == [len(payload)]
+    assert not part.exists()

@@ -1,9 +1,6 @@
 """Does everybody get a turn, in order, and does nobody keep one who does not use it?"""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from random import Random
-from typing import Any
 
 import pytest
 
@@ -11,7 +8,7 @@ from coordinator.rounds import turns
 from coordinator.rounds.turns import Turns
 from fedreid.errors import LimitReached
 from fedreid.limits import MIB, TURN_STALL_S
-from tests.simulation.loop import VirtualLoop
+from tests.simulation.loop import played
 
 STALLED_S = 50.0
 
@@ -41,12 +38,6 @@ class Line:
 
     def order(self, what: str) -> list[str]:
         return [name for name, event in self.events if event == what]
-
-
-def played(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Play a story in virtual time."""
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(Random(0))) as runner:
-        runner.run(story())
 
 
 def test_no_more_move_at_once_than_there_are_turns_and_all_move_in_the_order_they_came() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+import fedreid.spares
 from fedreid.errors import Refusal, StorageError, UpdateRefused
 from fedreid.limits import (
     CHUNK_BYTES,
@@ -20,9 +21,10 @@ from fedreid.limits import (
     MESSAGE_IDLE_S,
 )
 from fedreid.names import Digest
+from fedreid.spares import Spares
 from fedreid.v1 import tensors_pb2
 from fedreid.wire.chunks import Chunk
-from fedreid.wire.stream import PartialFile, reading, send_chunks
+from fedreid.wire.stream import PartialFile, bytes_held, reading, send_chunks
 
 PAYLOAD = bytes(range(256)) * 4
 PREFIX = b"header--"
@@ -45,6 +47,11 @@ def reason_of(file: PartialFile, sent: tensors_pb2.Chunk) -> Refusal:
     with pytest.raises(UpdateRefused) as refused:
         file.write(sent)
     return refused.value.reason
+
+
+def told(payload: bytes) -> int:
+    """How much of what has come can be told from a spare's zeros."""
+    return len(payload.rstrip(b"\0"))
 
 
 @pytest.fixture
@@ -82,22 +89,65 @@ def test_a_payload_goes_on_at_its_offset_after_any_breaks(
         if index in breaks:
             file.close()
             file = part(path)
-        assert file.offset == begin
-        file.write(chunk(begin, PAYLOAD[begin:end]))
+            assert file.offset == bytes_held(path, len(PREFIX)) == told(PAYLOAD[:begin])
+        file.write(chunk(file.offset, PAYLOAD[file.offset : end]))
     file.finish(digest())
     file.close()
     assert path.read_bytes() == PREFIX + PAYLOAD
 
 
-def test_a_chunk_that_a_crash_tore_is_overwritten_or_found_by_the_digest(path: Path) -> None:
-    path.write_bytes(PREFIX + PAYLOAD[:100] + b"\0" * 28)  # a hole where bytes never came
+def test_a_hole_where_bytes_never_came_is_filled(path: Path) -> None:
+    path.write_bytes(PREFIX + PAYLOAD[:100] + b"\0" * 28)
     with part(path) as file:
-        assert file.offset == 128
-        file.write(chunk(128, PAYLOAD[128:]))
+        assert file.offset == 100
+        file.write(chunk(100, PAYLOAD[100:]))
+        file.finish(digest())
+    assert path.read_bytes() == PREFIX + PAYLOAD
+
+
+def test_a_chunk_that_a_crash_tore_is_found_by_the_digest(path: Path) -> None:
+    path.write_bytes(PREFIX + PAYLOAD[:100] + b"\0" * 28 + PAYLOAD[128:200])
+    with part(path) as file:
+        assert file.offset == 200
+        file.write(chunk(200, PAYLOAD[200:]))
         with pytest.raises(UpdateRefused) as refused:
             file.finish(digest())
     assert refused.value.reason is Refusal.DIGEST
     assert not path.exists()
+
+
+def a_spare(spares: Spares, folder: Path, size: int) -> None:
+    old = folder / "old"
+    old.write_bytes(b"x" * size)
+    spares.retire(old)
+
+
+def test_a_payload_goes_over_a_spare_and_on_in_it_after_any_break(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fedreid.spares, "LEAST_SPARE_BYTES", 1)
+    spares = Spares(tmp_path / "spare", kept=1)
+    a_spare(spares, tmp_path, len(PREFIX + PAYLOAD))
+    with PartialFile(path, prefix=PREFIX, size=len(PAYLOAD), spares=spares) as file:
+        assert file.offset == 0
+        file.write(chunk(0, PAYLOAD[:100]))
+    assert path.read_bytes() == PREFIX + PAYLOAD[:100] + bytes(len(PAYLOAD) - 100)
+    with PartialFile(path, prefix=PREFIX, size=len(PAYLOAD), spares=spares) as file:
+        assert file.offset == bytes_held(path, len(PREFIX)) == 100
+        file.write(chunk(100, PAYLOAD[100:]))
+        file.finish(digest())
+    assert path.read_bytes() == PREFIX + PAYLOAD
+
+
+def test_a_spare_of_which_nothing_was_written_over_begins_at_the_beginning(
+    path: Path,
+) -> None:
+    path.write_bytes(bytes(len(PREFIX + PAYLOAD)))  # killed between taking it and the prefix
+    with part(path) as file:
+        assert file.offset == bytes_held(path, len(PREFIX)) == 0
+        file.write(chunk(0, PAYLOAD))
+        file.finish(digest())
+    assert path.read_bytes() == PREFIX + PAYLOAD
 
 
 def test_a_finished_file_is_taken_up_as_finished(path: Path) -> None:
