@@ -1,8 +1,10 @@
 """How does an error cross the wire, and become the same error on the other side?"""
 
+from collections.abc import Generator
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from fedreid import errors
 from fedreid.errors import (
@@ -66,6 +68,48 @@ def failure_of(failed: grpc.RpcError, address: str) -> FedreidError:
     )
 
 
+class Answer:
+    """The answer to a stream of messages; where it fails, it fails as the server said.
+
+    gRPC's asyncio client puts an internal error of its own in the place of a status that arrived
+    while a message was being written, or the other way around
+    (https://github.com/grpc/grpc/issues/36066). Who asks to be told of the end is told the first.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._first: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        try:
+            return await self._call
+        except grpc.aio.AioRpcError as failed:
+            if self._first is None or failed.code() is not grpc.StatusCode.INTERNAL:
+                raise
+            raise self._first from failed
+
+    def _note(self, ended: Any) -> None:
+        failure = _failure(ended)
+        try:
+            failure.send(None)  # an ended call knows all of this: nothing is waited for
+        except StopIteration as returned:
+            if returned.value.code() is not grpc.StatusCode.OK:
+                self._first = returned.value
+
+
+async def _failure(ended: Any) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        code=await ended.code(),
+        initial_metadata=await ended.initial_metadata(),
+        trailing_metadata=await ended.trailing_metadata(),
+        details=await ended.details(),
+    )
+
+
 def _reason(text: str) -> Refusal:
     """A reason from the wire; one that a newer coordinator has made up is still a refusal."""
     return Refusal(text) if text in {reason.value for reason in Refusal} else Refusal.MANIFEST
@@ -74,8 +118,8 @@ def _reason(text: str) -> Refusal:
 def _likely_cause(message: str) -> str:
     lowered = message.lower()
     if "internal error from core" in lowered:
-        # gRPC's client says so when a stream is refused while it still writes: the status with
-        # the reason may come too late to be seen.
+        # gRPC's client says so when a stream ends while it still writes, see Answer: the status
+        # with the reason may come too late to be seen.
         return "it ended the stream before everything was sent"
     if "certificate_verify_failed" in lowered or "certificate verify failed" in lowered:
         return (

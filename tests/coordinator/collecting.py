@@ -17,6 +17,7 @@ from fedreid.limits import MIB
 from fedreid.names import Digest
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc, tensors_pb2
+from fedreid.wire.failures import Answer
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import Layout, TensorSpec
 from tests.coordinator.trust.assembled import Assembled
@@ -75,7 +76,7 @@ class Collecting(Assembled):
                 chunk = tensors_pb2.Chunk(offset=offset, data=data, crc32c=crc)
                 yield pb.SendUploadRequest(chunk=chunk)
 
-        answer: pb.SendUploadResponse = await stub.SendUpload(messages())
+        answer: pb.SendUploadResponse = await Answer(stub.SendUpload(messages()))
         return answer
 
     async def refused(self, stub: Any, opening: pb.OpenUploadResponse) -> str:

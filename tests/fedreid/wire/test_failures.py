@@ -1,7 +1,7 @@
 """Does an error arrive on the other side of a real connection as the error that it was?"""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,9 +17,10 @@ from fedreid.errors import (
     UpdateRefused,
     grpc_status_name,
 )
+from fedreid.limits import MIB
 from fedreid.names import Role
 from fedreid.pki.identity import Identity
-from fedreid.wire.failures import failure_message, failure_metadata, failure_of
+from fedreid.wire.failures import Answer, failure_message, failure_metadata, failure_of
 from silo_agent.trust.channel import calling
 from tests.parties import Federation
 
@@ -212,3 +213,42 @@ def test_the_agent_asks_again_after_what_the_coordinator_could_not_do(
         elif sent.code in ("storage", "run", "dataset", "usage", "job_failed"):
             assert isinstance(came.value, ConnectionFailed)
             assert "It went wrong" in str(came.value)
+
+
+def test_a_refusal_in_the_middle_of_a_stream_is_heard_by_its_reason(
+    federation: Federation, silo: Identity
+) -> None:
+    async def refuse(messages: AsyncIterator[bytes], context: Any) -> None:
+        await anext(messages)
+        await context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT, "No", failure_metadata("update_refused", "norm")
+        )
+
+    async def messages() -> AsyncIterator[bytes]:
+        for _ in range(8):
+            yield bytes(MIB)
+
+    async def refusals() -> list[FedreidError]:
+        server = grpc.aio.server()
+        handler: Any = grpc.stream_unary_rpc_method_handler(refuse)
+        generic = grpc.method_handlers_generic_handler("test", {"Fail": handler})
+        server.add_generic_rpc_handlers((generic,))
+        identity = federation.server()
+        pair = [(identity.key_pem, identity.certificate_pem)]
+        port = server.add_secure_port(
+            "127.0.0.1:0", grpc.ssl_server_credentials(pair, identity.authorities_pem, True)
+        )
+        await server.start()
+        heard = []
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials(silo)) as channel:
+            send: Any = channel.stream_unary(METHOD)
+            for _ in range(50):  # without Answer, about half are heard as INTERNAL
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await Answer(send(messages()))
+                heard.append(failure_of(refused.value, "a:1"))
+        await server.stop(None)
+        return heard
+
+    for error in asyncio.run(refusals()):
+        assert isinstance(error, UpdateRefused)
+        assert error.reason is Refusal.NORM
