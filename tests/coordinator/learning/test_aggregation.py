@@ -258,7 +258,7 @@ def test_update_norm_counts_learned_tensors_only(three: Federation) -> None:
         if "running" not in name:
             change = model[name].astype(np.float64) - three.base[name].astype(np.float64)
             squared += float((change**2).sum())
-    assert report.update_norm == pytest.approx(squared**0.5, rel=1e-12)
+    assert report.update_norm == pytest.approx(squared**0.5, rel=1e-6)
 
 
 def test_blocks_of_any_size_give_the_same_bytes(
