@@ -40,6 +40,10 @@ _ROUND_S = 600.0
 _WARM_UP = 2
 """Rounds before the first that counts: processes start, import what they need, and get their first
 model whole, where later ones come as differences."""
+_MODELS_KEPT = 2
+_SETTLING = _MODELS_KEPT + 2
+"""The same for us: from then on each file of a round is written over one of an earlier round, also
+models, as in every coordinator that has published more of them than it keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +153,7 @@ def measure_transport(
         with LocalFederation(
             root / "federation", federation="transport", silos=dict.fromkeys(names, images)
         ) as local:
-            local.initialise()
+            local.initialise(models_kept=_MODELS_KEPT)
             local.start_run(_write_plan(root, silos, model, encoding, rounds))
             for name in names:
                 local.join_without_training(name)
@@ -187,7 +191,7 @@ def images_of_nobody(folder: Path) -> Path:
 def _write_plan(root: Path, silos: int, model: str, encoding: Encoding, rounds: int) -> Path:
     plan = {
         "name": "transport",
-        "rounds": _WARM_UP + rounds + 1,  # the last is never begun: agents need not measure it
+        "rounds": _SETTLING + rounds + 1,  # the last is never begun: agents need not measure it
         "backbone": {"name": model, "height_px": 64, "width_px": 32},
         "wire": {"upload": encoding, "download": encoding},
         "quorum": {"min_silos": silos, "deadline_s": _ROUND_S, "phase_deadline_s": _ROUND_S},
@@ -204,7 +208,7 @@ def _rounds(
     measured: list[NullRound] = []
     with local.admin() as admin:
         warm = _one_round(local, admin, 1)
-        for number in range(2, _WARM_UP + 1):
+        for number in range(2, _SETTLING + 1):
             warm = _next_round(local, admin, number)
         server = Folders(local.data).server / "live"
         with Limit(
@@ -216,7 +220,7 @@ def _rounds(
             bytes_up=_of_one(warm.upload_bytes, local),
         ) as limit:
             limit.round()
-            for number in range(_WARM_UP + 1, _WARM_UP + rounds + 1):
+            for number in range(_SETTLING + 1, _SETTLING + rounds + 1):
                 before_s = _cpu_seconds(local)
                 summary = _next_round(local, admin, number)
                 took_s = _cpu_seconds(local) - before_s

@@ -21,7 +21,7 @@ from fedreid.errors import (
     storage_errors,
 )
 from fedreid.files import make_folder, write_bytes
-from fedreid.limits import LEAF_LIFE_MAX_S, LEAF_LIFE_MIN_S, LEAF_LIFE_S
+from fedreid.limits import LEAF_LIFE_MAX_S, LEAF_LIFE_MIN_S, LEAF_LIFE_S, MODELS_KEPT
 from fedreid.names import FederationName, federation_name
 from fedreid.pki.certificates import Authority
 from fedreid.pki.files import IdentityFiles
@@ -84,6 +84,8 @@ class Config(Section, frozen=True, kw_only=True):
     """Plain HTTP: /livez, /readyz, /metrics. Bind it where only Prometheus can reach it."""
     leaf_life_s: Annotated[float, Meta(ge=LEAF_LIFE_MIN_S, le=LEAF_LIFE_MAX_S)] = LEAF_LIFE_S
     """Life of a silo's certificate; it is renewed after two thirds of it."""
+    models_kept: Annotated[int, Meta(ge=2, le=100_000)] = MODELS_KEPT
+    """Rounds whose models stay on disk beside the newest one's, to roll back to."""
     approval: bool = False
     """A new silo is let in only after ``coordinator silo approve``, token or not."""
     pki: Pki = Pki()

@@ -161,7 +161,7 @@ class Doctor(Checkup):
 
     def _models(self, journal: Journal) -> Iterator[Finding]:
         config, key = load_config(self._folders), load_model_key(self._folders)
-        models = Models(self._folders.models, journal, FederationName(config.federation), key)
+        models = Models(self._folders, journal, FederationName(config.federation), key)
         needed, whole = set(models_needed(journal)), 0
         for row in {row.digest: row for row in journal.models()}.values():
             path = model_path(self._folders, Digest(row.digest))

@@ -83,7 +83,7 @@ class Coordinator:
         )
         presence = Presence(clock)
         key = load_model_key(folders)
-        models = Models(folders.models, self._journal, federation, key)
+        models = Models(folders, self._journal, federation, key, kept=config.models_kept)
         self._denials = Denials()
         self._access = Access(self.registry, self._denials)
         self._current = Current(self._journal, self._audit, clock)

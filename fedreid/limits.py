@@ -256,10 +256,12 @@ GATHER_S = 10.0
 """How long a round waits for registered silos that are away before it begins without them."""
 
 MODELS_KEPT = 20
-"""Published models kept on disk beside the current one; a ResNet-50 takes 98 MB."""
+"""Rounds whose models are kept on disk beside the newest one's where the settings say nothing
+else; a ResNet-50 takes 98 MB."""
 
-COORDINATOR_SPARES = 16
-"""Files of counted updates, zeros by now, kept for the next round's; 98 MB each for ResNet-50."""
+COORDINATOR_SPARES = 17
+"""Files of counted updates and of an old model, zeros by now, kept for the next round's; 98 MB each
+for ResNet-50."""
 
 AGENT_SPARES = 5
 """The same at a silo: for the next model and the next update, and with differences for their

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fedreid import faults
 from fedreid.errors import storage_errors
-from fedreid.files import free_bytes, make_folder, remove_folder
+from fedreid.files import free_bytes, make_folder, remove_file, remove_folder
 from fedreid.limits import LEAST_SPARE_BYTES, MIB
 
 ZEROS = bytes(MIB)
@@ -44,7 +44,7 @@ class Spares:
             if not path.exists():
                 return
             if not self._make_place(path):
-                path.unlink()
+                remove_file(path)
                 return
             token = secrets.token_hex(8)
             under_way = make_folder(self._folder, mode=0o700) / f".{token}.tmp"

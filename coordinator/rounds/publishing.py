@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.folders import Folders
 from coordinator.rounds.downloads import SharedReads
 from coordinator.rounds.journal import Journal, ModelRow
 from fedreid import faults
@@ -59,9 +60,18 @@ class Models:
     """The published models; methods block on the disk unless they are coroutines."""
 
     def __init__(
-        self, folder: Path, journal: Journal, federation: FederationName, key: Ed25519PrivateKey
+        self,
+        folders: Folders,
+        journal: Journal,
+        federation: FederationName,
+        key: Ed25519PrivateKey,
+        *,
+        kept: int = MODELS_KEPT,
     ) -> None:
-        self._folder = folder
+        """Those of so many rounds are ``kept`` beside the newest one's."""
+        self._folder = folders.models
+        self._spares = folders.spares
+        self._kept = kept
         self._journal = journal
         self._federation = federation
         self._key = key
@@ -146,7 +156,7 @@ class Models:
         if not self.path(Digest(row.digest)).exists():
             raise RunError(
                 f"The file of model {version} is gone",
-                why=f"{MODELS_KEPT} models are kept beside the newest one",
+                why=f"the models of {self._kept} rounds are kept beside the newest one's",
                 next_step="Choose a newer one: coordinator model list.",
             )
         return self._signed(replace(_stated(row), version=rows[0].version + 1))
@@ -268,15 +278,15 @@ class Models:
         return Digest("") if row is None else Digest(row.digest)
 
     def remove_old(self) -> None:
-        """Delete the files of models of rounds beyond the newest ones that are kept."""
+        """Remove the files of models of rounds beyond the newest ones that are kept."""
         rows = self._journal.models()
-        rounds = list(dict.fromkeys((row.run, row.round) for row in rows))[: MODELS_KEPT + 1]
+        rounds = list(dict.fromkeys((row.run, row.round) for row in rows))[: self._kept + 1]
         kept = {row.digest for row in rows if (row.run, row.round) in rounds}
         old = {row.digest for row in rows} - kept
         for path in sorted(self._folder.glob("[!.]*")):
             if path.name.partition(".")[0] in old:
                 with faults.step("gc.unlink"):
-                    remove_file(path)
+                    self._spares.retire(path)
 
     def remove_unfinished(self) -> None:
         """Delete what writes that were cut off have left."""

@@ -185,7 +185,7 @@ def test_a_backup_of_a_served_journal_holds_what_was_committed(
 
 def test_models_are_signed_anew_beyond_what_a_silo_has_taken(folders: Folders) -> None:
     journal, key = journal_of(folders), load_model_key(folders)
-    models = Models(folders.models, journal, FederationName("harbour"), key)
+    models = Models(folders, journal, FederationName("harbour"), key)
     (before,) = journal.models()
     (beyond,) = models.released_beyond(41)
     assert (beyond.version, beyond.digest) == (42, before.digest)

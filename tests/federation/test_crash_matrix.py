@@ -38,7 +38,7 @@ COORDINATORS = (
     *both("publish.sign", "publish.rename", "publish.commit", "announce"),
     *both("file.replace", "file.move", "file.link", "folder.remove", "payload.sync"),
     *both("file.retire", "audit.append", "journal.commit"),
-    *both("gc.unlink", "file.remove"),  # last: by then there are models to be removed
+    *both("gc.unlink"),  # last: by then there are models to be removed
 )
 AGENTS = (
     *both("download.chunk.write", "download.finish", "file.replace", "file.retire"),
@@ -51,6 +51,7 @@ TRAINING = ("train.step", *both("train.checkpoint"))
 ENROLLING = both("token.consume.commit")
 RENEWING_COORDINATOR = both("silo.renew.commit")
 RENEWING_AGENT = both("key.pending.write", "identity.flip", "link.flip")
+REMOVING = both("file.remove")  # tests/fedreid/test_spares.py
 OPENING = both("journal.format")  # tests/coordinator/rounds/test_journal.py
 COMMANDED = both("silo.gone.commit", "ca.activate.commit", "run.commit")
 
@@ -65,7 +66,7 @@ TWICE = (
 def test_the_matrix_leaves_out_no_point() -> None:
     every = (
         *(*COORDINATORS, *AGENTS, *LEARNING, *TRAINING, *ENROLLING),
-        *(*RENEWING_COORDINATOR, *RENEWING_AGENT, *OPENING, *COMMANDED),
+        *(*RENEWING_COORDINATOR, *RENEWING_AGENT, *REMOVING, *OPENING, *COMMANDED),
     )
     assert set(every) == faults.POINTS - set(both(faults.DURABLE))
 

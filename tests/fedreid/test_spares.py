@@ -1,12 +1,16 @@
 """Does a file that is needed no more leave nothing but zeros, and only as many as are wanted?"""
 
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import pytest
 
+from fedreid import faults
 from fedreid import spares as module
 from fedreid.files import replacing
 from fedreid.spares import Spares
@@ -72,6 +76,22 @@ def test_spares_of_another_model_make_room_for_those_of_this_one(
 def test_a_small_file_is_not_kept(spares: Spares, tmp_path: Path) -> None:
     spares.retire(old(tmp_path, content=b"a note"))
     assert lying(tmp_path) == []
+
+
+@pytest.mark.parametrize(("side", "left"), [("before", True), ("after", False)])
+def test_a_file_that_is_not_kept_is_there_or_gone_after_a_kill(
+    tmp_path: Path, side: str, left: bool
+) -> None:
+    path, queue = old(tmp_path, content=b"small"), tmp_path / "faults"
+    queue.write_text(f"file.remove:{side} 1 kill\n", "utf-8")
+    retire = f"Spares(Path({str(tmp_path / 'spare')!r}), kept=2).retire(Path({str(path)!r}))"
+    program = f"from pathlib import Path; from fedreid.spares import Spares; {retire}"
+    environment = {**os.environ, faults.VARIABLE: str(queue)}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert path.exists() is left
+    Spares(tmp_path / "spare", kept=2).retire(path)
+    assert not path.exists()
 
 
 def test_a_file_with_a_second_name_keeps_what_it_holds(spares: Spares, tmp_path: Path) -> None:

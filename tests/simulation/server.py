@@ -101,7 +101,7 @@ class Server(Program):
         """Build everything from what is on the disk, in this program."""
         folders, journal, audit, clock, worker, key = self._parts
         self.registry = Registry(journal, FEDERATION, clock)
-        models = Models(folders.models, journal, FEDERATION, key)
+        models = Models(folders, journal, FEDERATION, key)
         presence = Presence(clock)
         self.current = Current(journal, audit, clock)
         recover(self.current, self.registry, folders, models)

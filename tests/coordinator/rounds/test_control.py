@@ -108,7 +108,7 @@ class Run:
         """What a coordinator is made of, over what the journal says."""
         federation = FederationName("harbour")
         key = signing_key(new_signing_key_pem())
-        models = Models(self.folders.models, self.journal, federation, key)
+        models = Models(self.folders, self.journal, federation, key)
         presence = Presence(self._clock)
         for silo in SILOS:
             presence.seen(silo)

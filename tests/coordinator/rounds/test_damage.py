@@ -45,7 +45,7 @@ class Round:
         base = plant(self.folders, TENSORS, "min_silos = 2")
         self.journal = Journal(self.folders.journal)
         key, federation = load_model_key(self.folders), FederationName("harbour")
-        models = Models(self.folders.models, self.journal, federation, key)
+        models = Models(self.folders, self.journal, federation, key)
         self.phases = Phases(
             federation=federation,
             folders=self.folders,

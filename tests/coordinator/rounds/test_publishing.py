@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.folders import Folders
 from coordinator.learning.jobs import EncodeJob
 from coordinator.learning.worker import write_payload
 from coordinator.rounds.journal import Journal, RunRow
 from coordinator.rounds.publishing import Models, Origin
-from fedreid.errors import StorageError
+from fedreid.errors import RunError, StorageError
 from fedreid.files import digest_of, make_folder, write_bytes
 from fedreid.names import Digest, FederationName, RoundNumber, RunName
 from fedreid.pki.signing import new_signing_key_pem, public_bytes, signing_key, verify
@@ -36,8 +37,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def models(tmp_path: Path, journal: Journal) -> Models:
-    folder = make_folder(tmp_path / "models")
-    return Models(folder, journal, FederationName("harbour"), KEY)
+    return Models(Folders(tmp_path), journal, FederationName("harbour"), KEY)
 
 
 @pytest.fixture
@@ -84,6 +84,28 @@ def test_what_writes_that_were_cut_off_have_left_is_removed(
     (tmp_path / "models" / ".half.tmp").write_bytes(b"half")
     models.remove_unfinished()
     assert [path.name for path in (tmp_path / "models").iterdir()] == [f"{row.digest}.safetensors"]
+
+
+def test_models_beyond_those_that_are_kept_make_room_for_the_next(
+    tmp_path: Path, journal: Journal, staged: Path
+) -> None:
+    folders = Folders(tmp_path)
+    models = Models(folders, journal, FederationName("harbour"), KEY, kept=2)
+    run = RunRow(name="spring", plan_toml="", state="running", started_at_s=1.0)
+    digests = []
+    for number in range(4):
+        save_tensors(staged, {"weight": np.full(2**15, number, dtype=np.float32)})
+        row = models.place(staged, replace(ORIGIN, round=RoundNumber(number)), ("fp32",))
+        journal.add_models([row]) if number else journal.add_run(run, row)
+        models.remove_old()
+        staged.unlink()
+        digests.append(Digest(row.digest))
+    assert [models.path(digest).exists() for digest in digests] == [False, True, True, True]
+    size = models.path(digests[-1]).stat().st_size
+    spare = folders.spares.find(size)
+    assert spare is not None and spare.read_bytes() == bytes(size)
+    with pytest.raises(RunError, match="2 rounds are kept"):
+        models.released_again(RunName("spring"), 1)
 
 
 DELTA: tuple[Encoding, ...] = ("fp32", "int8_delta_zstd")

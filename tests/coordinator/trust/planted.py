@@ -23,7 +23,7 @@ def plant(folders: Folders, tensors: Mapping[str, FloatArray], quorum: str) -> D
         write_model(stream, dict(tensors))
     journal = Journal(folders.journal)
     key = signing_key(folders.model_key.read_bytes())
-    models = Models(folders.models, journal, FederationName("harbour"), key)
+    models = Models(folders, journal, FederationName("harbour"), key)
     origin = Origin(run=RUN, round=RoundNumber(0), base_digest=Digest(""))
     model = models.place(staged, origin, ("fp32",))
     plan = f'name = "{RUN}"\nrounds = 1\n[quorum]\n{quorum}\n'
