@@ -27,7 +27,7 @@ from fedreid.contract import (
     WaitTask,
 )
 from fedreid.errors import ConnectionFailed, FedreidError, SignatureRefused
-from fedreid.limits import CALL_S, CHUNK_BYTES, HEARTBEAT_S, LONG_POLL_S
+from fedreid.limits import CALL_S, HEARTBEAT_S, LONG_POLL_S, SENT_CHUNK_BYTES
 from fedreid.names import Digest, SiloName
 from fedreid.pki.certificates import authorities_digest
 from fedreid.pki.identity import Identity
@@ -285,7 +285,7 @@ async def _messages(
     yield pb.SendUploadRequest(upload_id=opening.upload_id)
     await turn.wait()
     payload = _payload(base, step)  # again: five hundred of them at once are no light agents
-    for offset in range(opening.offset, len(payload), CHUNK_BYTES):
-        data = bytes(payload[offset : offset + CHUNK_BYTES])
+    for offset in range(opening.offset, len(payload), SENT_CHUNK_BYTES):
+        data = bytes(payload[offset : offset + SENT_CHUNK_BYTES])
         chunk = tensors_pb2.Chunk(offset=offset, crc32c=google_crc32c.value(data), data=data)
         yield pb.SendUploadRequest(chunk=chunk)

@@ -4,7 +4,11 @@ KIB = 1024
 MIB = 1024 * KIB
 
 CHUNK_BYTES = 2 * MIB
-"""Payload of one chunk: a smaller one costs more calls, a larger one more memory at both ends."""
+"""Payload of one chunk at most: a larger one is refused."""
+
+SENT_CHUNK_BYTES = 3 * MIB // 2
+"""Payload of one chunk as it is sent: with 1 MiB rounds take longer, for each costs Python and gRPC
+the same; with 2 MiB the coordinator's memory grows more with the transfers at once."""
 
 FIRST_CHUNK_BYTES = 32 * KIB
 """Of a stream: six fast ones later chunks are as large as they may be, which costs nothing."""

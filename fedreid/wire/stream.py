@@ -13,7 +13,13 @@ import google_crc32c
 from fedreid import faults
 from fedreid.errors import Refusal, StorageError, UpdateRefused, storage_errors
 from fedreid.files import read_into, remove_file
-from fedreid.limits import CHUNK_BYTES, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES, SLOW_CHUNK_S
+from fedreid.limits import (
+    CHUNK_BYTES,
+    FIRST_CHUNK_BYTES,
+    LEAST_CHUNK_BYTES,
+    SENT_CHUNK_BYTES,
+    SLOW_CHUNK_S,
+)
 from fedreid.names import Digest
 from fedreid.spares import ZEROS, Spares
 from fedreid.wire.chunks import AnyChunk, Chunk, ChunkMessage
@@ -59,7 +65,7 @@ def _read_chunk(path: Path, start: int, offset: int, count: int) -> ChunkMessage
 def _next_size(chunk_bytes: int, took_s: float) -> int:
     if took_s > SLOW_CHUNK_S:
         return max(chunk_bytes // 2, LEAST_CHUNK_BYTES)
-    return min(chunk_bytes * 2, CHUNK_BYTES) if took_s < SLOW_CHUNK_S / 4 else chunk_bytes
+    return min(chunk_bytes * 2, SENT_CHUNK_BYTES) if took_s < SLOW_CHUNK_S / 4 else chunk_bytes
 
 
 class PartialFile:

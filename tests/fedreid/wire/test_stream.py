@@ -19,6 +19,7 @@ from fedreid.limits import (
     KIB,
     LEAST_CHUNK_BYTES,
     MESSAGE_IDLE_S,
+    SENT_CHUNK_BYTES,
 )
 from fedreid.names import Digest
 from fedreid.spares import Spares
@@ -327,7 +328,7 @@ def test_a_file_that_became_shorter_while_it_was_sent_is_a_storage_error(tmp_pat
 @pytest.mark.parametrize(
     ("bytes_per_s", "largest", "last"),
     [
-        (1e9, CHUNK_BYTES, CHUNK_BYTES),
+        (1e9, SENT_CHUNK_BYTES, SENT_CHUNK_BYTES),
         (1e5, 128 * KIB, 128 * KIB),
         (8e3, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES),
         (100, FIRST_CHUNK_BYTES, LEAST_CHUNK_BYTES),
