@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -263,9 +264,11 @@ def scaling(
 ) -> None:
     """How null rounds grow with silos, with bytes and by encoding, as table and pictures."""
     launch.prepare()
-    from benchmark.scaling import measure_scaling, points_to, write_scaling
+    from benchmark.scaling import measure_scaling, points_to, write_figures, write_scaling
 
-    write_scaling(measure_scaling(points_to(silos), rounds=rounds, tell=err.print), out)
+    keep = partial(write_figures, folder=out)  # or an interruption would lose all of it
+    measured = measure_scaling(points_to(silos), rounds=rounds, tell=err.print, keep=keep)
+    write_scaling(measured, out)
     say(f"written to {out}")
 
 

@@ -4,6 +4,7 @@
 does the same with Python's own sockets. Both do one round for each line that they are sent.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ LimitKind = Literal["c", "python"]
 
 _SOURCE = Path(__file__).with_name("limit.c")
 _ROUND_S = 600.0
+_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
 class Limit:
@@ -79,7 +81,8 @@ class Limit:
         if not took:
             _, words = self._process.communicate(timeout=_ROUND_S)
             raise RunError("The bare program has failed", why=words.strip()[-500:])
-        return float(took), cpu_seconds(self._process.pid) - before_s
+        used_s = cpu_seconds(self._process.pid) - before_s
+        return float(took), max(used_s, _TICK_S)  # less than a tick is told as nothing
 
 
 def _built(folder: Path) -> Path | None:

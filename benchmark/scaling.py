@@ -80,9 +80,16 @@ def points_to(most: int) -> list[Point]:
 
 
 def measure_scaling(
-    points: Sequence[Point], *, rounds: int, tell: Callable[[str], None]
+    points: Sequence[Point],
+    *,
+    rounds: int,
+    tell: Callable[[str], None],
+    keep: Callable[[Scaling], None] = lambda so_far: None,
 ) -> Scaling:
-    """Measure point after point; see :func:`benchmark.transport.measure_transport`."""
+    """Measure point after point; see :func:`benchmark.transport.measure_transport`.
+
+    After each one ``keep`` gets what was measured so far.
+    """
     measured = []
     for number, point in enumerate(points, start=1):
         tell(f"{number} of {len(points)}: {point.silos} silos, {point.model}, {point.encoding}")
@@ -95,15 +102,21 @@ def measure_scaling(
                 tell=tell,
             )
         )
+        keep(Scaling(points=measured))
     return Scaling(points=measured)
 
 
-def write_scaling(scaling: Scaling, folder: Path) -> None:
-    """Write ``scaling.json``, ``scaling.md`` and the pictures, on light pages and on dark ones."""
+def write_figures(scaling: Scaling, folder: Path) -> None:
+    """Write ``scaling.json`` and ``scaling.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = msgspec.json.format(msgspec.json.encode(scaling), indent=1)
     write_bytes(folder / "scaling.json", figures + b"\n")
     write_bytes(folder / "scaling.md", table(scaling).encode())
+
+
+def write_scaling(scaling: Scaling, folder: Path) -> None:
+    """Write figures, and pictures of them on light pages and on dark ones."""
+    write_figures(scaling, folder)
     for theme in THEMES:
         for name, draw in (("time", _draw_time), ("memory", _draw_memory), ("bytes", _draw_bytes)):
             save(draw(scaling, theme), folder / f"scaling-{name}{theme.suffix}.png")

@@ -85,6 +85,10 @@ def test_what_was_measured_is_written_as_figures_table_and_pictures(tmp_path: Pa
 def test_points_are_measured_one_after_the_other() -> None:
     told: list[str] = []
     points = [Point(silos=n, model="shufflenet_v2_x0_5", encoding="fp32") for n in (1, 2)]
-    scaling = measure_scaling(points, rounds=1, tell=told.append)
+    kept: list[int] = []
+    scaling = measure_scaling(
+        points, rounds=1, tell=told.append, keep=lambda so_far: kept.append(len(so_far.points))
+    )
+    assert kept == [1, 2]
     assert [point.silos for point in scaling.points] == [1, 2]
     assert told[0] == "1 of 2: 1 silos, shufflenet_v2_x0_5, fp32"
