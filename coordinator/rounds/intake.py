@@ -138,14 +138,15 @@ class Intake:
             return Opening(standing=standing, upload_id=upload_id)
         part = self._part_path(announcement)
         ample = await off_loop(self._checked, announcement, self._current.plan, part.parent)
-        self._keep_one_part(announcement.silo, part)
+        begun = self._keep_one_part(announcement.silo, part)
         if not ample:
             await off_loop(self._folders.spares.clear)
             async with self._opening:  # or two would be promised the same room
                 await off_loop(check_room, part.parent, self._promised(announcement))
                 self._announced[announcement.silo] = announcement
         self._announced[announcement.silo] = announcement
-        held = await off_loop(bytes_held, part, len(announcement.manifest.prefix))
+        prefix = len(announcement.manifest.prefix)
+        held = await off_loop(bytes_held, part, prefix) if begun else 0
         offset = held if 0 < held <= announcement.manifest.byte_count else 0
         return Opening(standing=standing, upload_id=upload_id, offset=offset)
 
@@ -312,16 +313,21 @@ class Intake:
         ]
         return [(each.manifest, self._part_path(each)) for each in (announcement, *others)]
 
-    def _keep_one_part(self, silo: SiloName, kept: Path) -> None:
-        """One unfinished update of each silo at a time, so that none can fill the disk."""
+    def _keep_one_part(self, silo: SiloName, kept: Path) -> bool:
+        """One unfinished update of each silo at a time, so that none can fill the disk.
+
+        Whether this one was opened before, and may have come in part.
+        """
         if self._parts is None or self._parts.folder != kept.parent:
             self._parts = _Parts.found_in(kept.parent)
         parts = self._parts.by_silo.setdefault(silo, set())
+        begun = kept in parts
         parts.add(kept)
         if silo not in self._busy:
             for path in parts - {kept}:
                 remove_file(path)
                 parts.remove(path)
+        return begun
 
     def _part_path(self, announcement: Announcement) -> Path:
         folder = self._folders.spool(announcement.run, announcement.round)

@@ -21,7 +21,7 @@ from fedreid.work import off_loop
 from tests.simulation.memory import MemoryJournal
 from tests.simulation.world import play
 
-_ENOUGH = 1000
+_ENOUGH = 2000
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -161,7 +161,7 @@ MUTATIONS: list[tuple[Mutation, str]] = [
     (what_a_phase_was_done_from_is_not_compared, "1345"),
     (who_was_counted_is_forgotten, "12"),
     (the_deadline_is_forgotten_at_a_restart, "6"),
-    (the_journal_answers_before_it_has_stored, "1"),
+    (the_journal_answers_before_it_has_stored, "12"),
     (an_update_is_not_synced_before_it_counts, "1"),
     (a_model_is_not_synced_before_it_is_published, "4"),
     (a_new_folder_is_not_synced, "1"),
