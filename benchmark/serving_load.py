@@ -99,7 +99,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     service: Footprint
     """In the end."""
     service_by_round: list[Footprint]
-    """As each round ended."""
+    """At the first look after each round's end."""
     worker_peak_mb: float
     agents_cpu_s: float
 
@@ -314,19 +314,23 @@ class _Watch:
         """
         until_s = time.monotonic() + _ROUND_S * self._rounds
         while any(crowd.poll() is None for crowd in self._crowds):
-            pid = self._local.coordinator.pid
             if not self._local.coordinator.running() or time.monotonic() > until_s:
                 raise RunError(
                     "The run did not come to its end", why=self._local.coordinator.log[-500:]
                 )
-            self._service = footprint(pid)
-            for child in children(pid):
-                self._worker_peak_mb = max(self._worker_peak_mb, peak_mb(child))
-            published = len(self._lines("round.published"))
-            if published > len(self._by_round):
-                self._by_round.append(self._service)
-                self._tell(f"round {published} of {self._rounds} is published")
+            self._look()
             time.sleep(_LOOK_S)
+        self._look()  # the last rounds may have ended since
+
+    def _look(self) -> None:
+        pid = self._local.coordinator.pid
+        self._service = footprint(pid)
+        for child in children(pid):
+            self._worker_peak_mb = max(self._worker_peak_mb, peak_mb(child))
+        published = len(self._lines("round.published"))
+        for number in range(len(self._by_round) + 1, published + 1):
+            self._by_round.append(self._service)
+            self._tell(f"round {number} of {self._rounds} is published")
 
     def load(self, seen: Sequence[Seen], members: Sequence[Member], model: str) -> Load:
         """Everything that was measured."""
