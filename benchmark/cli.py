@@ -12,6 +12,7 @@ import typer
 from fedreid import launch
 from fedreid.console import err, print_json, print_table, run_program, say
 from fedreid.errors import RunError
+from fedreid.limits import CONCURRENT_TRANSFERS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -180,7 +181,7 @@ def serving_load(
     transfers: Annotated[
         int,
         typer.Option(help="Silos that fetch, and that send, at once: the plan's wire.transfers."),
-    ] = 8,
+    ] = CONCURRENT_TRANSFERS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Drive one coordinator with very many agents that speak the whole protocol."""
@@ -224,7 +225,7 @@ def distillation(
 def transport(
     silos: Annotated[int, typer.Option(help="Agents, each a process of its own.")] = 4,
     model: Annotated[str, typer.Option(help="A torchvision model's name.")] = "resnet50",
-    encoding: Annotated[str, typer.Option(help="Of both ways, as a plan names it.")] = ("fp32"),
+    encoding: Annotated[str, typer.Option(help="Of both ways, as a plan names it.")] = "fp32",
     rounds: Annotated[int, typer.Option(help="Measured rounds; the medians count.")] = 5,
     peer: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads it

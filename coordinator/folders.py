@@ -6,7 +6,7 @@
     authority/         certificate authorities models/      published models, by digest
     server/  admin/    identities          spool/           updates of the current round
     model-key.pem .pub signs models        work/            intermediate models of the round
-    audit/             what happened, hash-chained  spare/    zeros for the next round's updates
+    audit/             what happened, hash-chained  spare/    zeros for the next round's files
 """
 
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class Folders:
 
     @property
     def spares(self) -> Spares:
-        """Files to be written over by the next round's updates."""
+        """Files to be written over by the next round's updates and model."""
         return Spares(self.root / "spare", kept=COORDINATOR_SPARES)
 
     def rounds(self) -> list[Path]:

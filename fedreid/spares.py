@@ -53,7 +53,7 @@ class Spares:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                path.unlink()  # the spool may have a disk of its own
+                remove_file(path)  # the spool may have a disk of its own
                 return
             if _overwrite_with_zeros(under_way):
                 os.rename(under_way, self._folder / token)

@@ -19,7 +19,6 @@ from fedreid.contract import EvaluationResult, TrainTask
 from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
 from fedreid.limits import CALL_S
 from fedreid.v1 import federation_pb2 as pb
-from fedreid.wire.failures import Answer
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire
 from fedreid.wire.stream import reading, send_chunks
 from fedreid.wire.tensors import layout_of
@@ -158,12 +157,11 @@ class Delivery:
                 return opening.state
             turn = asyncio.Event()
             call = stub.SendUpload(self._messages(opening, parcel, turn))
-            ending = Answer(call)
             if opening.takes_turns:
                 await call.initial_metadata()  # they come when it is this silo's turn
             turn.set()
             self._sent_bytes = parcel.manifest.byte_count
-            answer: pb.SendUploadResponse = await ending
+            answer = await call
         faults.point("upload.ack.received")
         return answer.state
 

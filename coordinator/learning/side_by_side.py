@@ -42,13 +42,14 @@ class Opened:
 
     def read(self, name: str, at: int, size: int) -> FloatArray:
         """``size`` values of a tensor from the value ``at`` on."""
-        _, offset = self.file.layout.places[name]
-        return self.file.values(offset + at * _WIDTH, size * _WIDTH)
+        return self.file.values(self._offset(name, at), size * _WIDTH)
 
     def read_into(self, name: str, at: int, values_B: FloatArray) -> None:
         """Fill ``values_B`` with those of a tensor from the value ``at`` on."""
-        _, offset = self.file.layout.places[name]
-        self.file.read_into(offset + at * _WIDTH, values_B.view(np.uint8).data)
+        self.file.read_into(self._offset(name, at), values_B.view(np.uint8).data)
+
+    def _offset(self, name: str, at: int) -> int:
+        return self.file.offset(name) + at * _WIDTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

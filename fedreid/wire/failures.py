@@ -81,6 +81,10 @@ class Answer:
         self._first: grpc.aio.AioRpcError | None = None
         call.add_done_callback(self._note)
 
+    async def initial_metadata(self) -> Any:
+        """What the server sends before the answer."""
+        return await self._call.initial_metadata()
+
     def __await__(self) -> Generator[Any, None, Any]:
         return self._wait().__await__()
 

@@ -31,7 +31,7 @@ from fedreid.v1 import federation_pb2 as pb
 from fedreid.v1 import federation_pb2_grpc
 from fedreid.versions import check_versions
 from fedreid.wire.chunks import parser, serialiser
-from fedreid.wire.failures import failure_of
+from fedreid.wire.failures import Answer, failure_of
 from fedreid.wire.manifest import ENCODINGS, encoding_to_wire
 from silo_agent.config import AgentConfig, Folders, identities
 
@@ -179,18 +179,19 @@ def _channel(address: str, identity: Identity) -> grpc.aio.Channel:
 
 
 def _stub(channel: grpc.aio.Channel) -> "FederationAsyncStub":
-    """The generated calls, but chunks are written and read by hand."""
+    """The generated calls, but chunks are written and read by hand; see :class:`Answer`."""
     stub = federation_pb2_grpc.FederationStub(channel)
     stub.FetchModel = channel.unary_stream(
         f"{_SERVICE}/FetchModel",
         request_serializer=pb.FetchModelRequest.SerializeToString,
         response_deserializer=parser(pb.FetchModelResponse.FromString),
     )
-    stub.SendUpload = channel.stream_unary(
+    send = channel.stream_unary(
         f"{_SERVICE}/SendUpload",
         request_serializer=serialiser(pb.SendUploadRequest.SerializeToString),
         response_deserializer=pb.SendUploadResponse.FromString,
     )
+    stub.SendUpload = cast("Any", lambda messages: Answer(send(messages)))
     return stub
 
 

@@ -51,9 +51,6 @@ class FakeCall:
         """They are there, if they ever come."""
         assert self._takes_turns, "an older coordinator sends them with its answer"
 
-    def add_done_callback(self, callback: Any) -> None:
-        """Its failures are told by the answer alone."""
-
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._answer.__await__()
 
