@@ -20,7 +20,7 @@ from fedreid.errors import BROKEN_LINE, ConnectionFailed, UpdateRefused
 from fedreid.limits import CALL_S
 from fedreid.v1 import federation_pb2 as pb
 from fedreid.wire.messages import evaluation_to_wire, report_to_wire
-from fedreid.wire.stream import reading, send_chunks
+from fedreid.wire.stream import reading_alone, send_chunks
 from fedreid.wire.tensors import layout_of
 from fedreid.work import off_loop
 from silo_agent.config import AgentConfig, Folders
@@ -171,7 +171,7 @@ class Delivery:
         yield pb.SendUploadRequest(upload_id=opening.upload_id)
         await turn.wait()
         size = parcel.manifest.byte_count
-        payload = reading(parcel.path, parcel.start)
+        payload = reading_alone(parcel.path, parcel.start)
         async for message in send_chunks(payload, size=size, offset=opening.offset):
             yield message
             faults.point("upload.chunk.sent")

@@ -127,8 +127,8 @@ class ModelCache:
                 if file.offset != offset:
                     raise ConnectionFailed("The part of a model on disk was changed meanwhile")
                 async for message in parts:
-                    with faults.step("download.chunk.write"):
-                        await off_loop(file.write, message.chunk)
+                    with faults.step("download.chunk.write"):  # no thread: see reading_alone
+                        file.write(message.chunk)
                 with faults.step("download.finish"):
                     await off_loop(file.finish, manifest.payload_digest)
             except UpdateRefused as error:

@@ -5,18 +5,18 @@ block by block while they come, so that memory does not grow with the model.
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from fedreid.errors import Refusal, UpdateRefused
-from fedreid.limits import KIB
+from fedreid.limits import CHUNK_BYTES
 from fedreid.plan import BatchNormPolicy, ValidationPlan, keeps_batch_norm
 from fedreid.wire.manifest import Manifest
 from fedreid.wire.tensors import (
+    FloatArray,
     Layout,
     TensorFile,
     batch_norm_names,
@@ -24,9 +24,10 @@ from fedreid.wire.tensors import (
     squared_norm,
 )
 
-_BLOCK_BYTES = 256 * KIB
+_BLOCK_BYTES = CHUNK_BYTES
 _ITEM_BYTES = 4
 _VARIANCE = "running_var"
+_NEARLY = 0.99
 
 
 def check_manifest(manifest: Manifest, base: Layout, bn: BatchNormPolicy) -> None:
@@ -69,8 +70,8 @@ def check_manifest(manifest: Manifest, base: Layout, bn: BatchNormPolicy) -> Non
 class Values(Protocol):
     """Where an update's values are read: a file that is whole, or one that is still coming."""
 
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill ``view`` from the data section at ``offset`` bytes."""
+    def values(self, offset: int, size: int) -> FloatArray:
+        """The values in ``size`` bytes of the data section from ``offset`` bytes on."""
         ...
 
 
@@ -80,8 +81,7 @@ class Inspection:
     def __init__(self, layout: Layout, base: TensorFile, plan: ValidationPlan) -> None:
         self._base = base
         self._plan = plan
-        self._blocks = _blocks(layout, base.layout)
-        self._next = next(self._blocks, None)
+        self._runs = _runs(layout, base.layout)
         self._refused: UpdateRefused | None = None
         self._base_squared = 0.0
         self._change_squared = 0.0
@@ -91,14 +91,11 @@ class Inspection:
 
         What is found wrong is kept for :meth:`finish`: until the digest holds, it may be the disk.
         """
-        block = self._next
-        while block is not None and self._refused is None and block.end <= come:
+        while self._refused is None and (block := self._next(come)).size:
             try:
                 self._check(block, update)
             except UpdateRefused as refusal:
                 self._refused = refusal
-            block = next(self._blocks, None)
-        self._next = block
 
     def finish(self) -> None:
         """Tell what was found in an update that has come whole.
@@ -118,18 +115,37 @@ class Inspection:
                 why=f"the plan allows {limit:.4g}",
             )
 
+    def _next(self, come: int) -> "_Block":
+        """What to check next of the first ``come`` bytes; empty if there is nothing yet.
+
+        As much at once as there is: numpy gives the interpreter away with each step over a block,
+        and has to wait for it again while the event loop is busy.
+        """
+        block = _Block()
+        while self._runs:
+            run = self._runs[0]
+            whole = (come - run.offset) // _ITEM_BYTES * _ITEM_BYTES
+            size = min(run.size, whole, _BLOCK_BYTES - block.size)
+            if size <= 0 or not block.goes_on_with(run):
+                break
+            block.add(run, size)
+            if size == run.size:
+                self._runs.popleft()
+            else:
+                self._runs[0] = run.after(size)
+        return block
+
     def _check(self, block: "_Block", update: Values) -> None:
-        values = np.empty(block.size // _ITEM_BYTES, dtype=np.float32)
-        update.read_into(block.offset, values.view(np.uint8).data)
+        values = update.values(block.offset, block.size)
         largest = self._plan.max_absolute_value
         for piece in block.pieces if _is_odd(values, largest) else block.variances:
             _check_piece(piece.name, values[piece.begin : piece.end], largest)
         before = self._base.values(block.base_offset, block.size)
-        np.subtract(values, before, out=values)
-        for piece in block.pieces:
-            if not is_statistic(piece.name):
-                self._base_squared += squared_norm(before[piece.begin : piece.end])
-                self._change_squared += squared_norm(values[piece.begin : piece.end])
+        for begin, end in block.learned:
+            self._base_squared += squared_norm(before[begin:end])
+        np.subtract(values, before, out=before)
+        for begin, end in block.learned:
+            self._change_squared += squared_norm(before[begin:end])
 
 
 def check_values(update: TensorFile, base: TensorFile, plan: ValidationPlan) -> None:
@@ -143,6 +159,35 @@ def check_values(update: TensorFile, base: TensorFile, plan: ValidationPlan) -> 
     inspection.finish()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What is left to check of one tensor: where it lies in update and base, and its bytes."""
+
+    name: str
+    offset: int
+    base_offset: int
+    size: int
+
+    def after(self, size: int) -> "_Run":
+        """What is left of it after ``size`` bytes."""
+        return _Run(
+            name=self.name,
+            offset=self.offset + size,
+            base_offset=self.base_offset + size,
+            size=self.size - size,
+        )
+
+
+def _runs(layout: Layout, base: Layout) -> deque[_Run]:
+    """Every tensor of the update, in the order in which they come."""
+    base_offsets = {spec.name: at for spec, at in base.offsets()}
+    return deque(
+        _Run(name=spec.name, offset=at, base_offset=base_offsets[spec.name], size=spec.size_bytes)
+        for spec, at in layout.offsets()
+        if spec.size_bytes
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """What of one tensor lies in a block, in values from the block's first on."""
@@ -154,52 +199,50 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Block:
-    """A run of bytes that lies alike in update and base, and what it consists of."""
+    """A part of the update that lies alike in the base, and what it consists of."""
 
-    offset: int
-    base_offset: int
+    offset: int = 0
+    base_offset: int = 0
     size: int = 0
     pieces: list[_Piece] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.size
 
     @property
     def variances(self) -> list[_Piece]:
         return [piece for piece in self.pieces if piece.name.endswith(_VARIANCE)]
 
-    def add(self, name: str, size: int) -> None:
+    @property
+    def learned(self) -> list[tuple[int, int]]:
+        """Where what is learned begins and ends: neighbours as one."""
+        found: list[tuple[int, int]] = []
+        for piece in self.pieces:
+            if is_statistic(piece.name):
+                continue
+            if found and found[-1][1] == piece.begin:
+                found[-1] = (found[-1][0], piece.end)
+            else:
+                found.append((piece.begin, piece.end))
+        return found
+
+    def goes_on_with(self, run: _Run) -> bool:
+        return not self.size or self.base_offset + self.size == run.base_offset
+
+    def add(self, run: _Run, size: int) -> None:
+        if not self.size:
+            self.offset, self.base_offset = run.offset, run.base_offset
         first = self.size // _ITEM_BYTES
-        self.pieces.append(_Piece(name, first, first + size // _ITEM_BYTES))
+        self.pieces.append(_Piece(run.name, first, first + size // _ITEM_BYTES))
         self.size += size
 
 
-def _blocks(layout: Layout, base: Layout) -> Iterator[_Block]:
-    """The update in blocks: of many small tensors, or of a part of a large one."""
-    base_offsets = {spec.name: at for spec, at in base.offsets()}
-    block = _Block(0, 0)
-    for spec, offset in layout.offsets():
-        done = 0
-        while done < spec.size_bytes:
-            base_at = base_offsets[spec.name] + done
-            if block.size == _BLOCK_BYTES or block.base_offset + block.size != base_at:
-                if block.size:
-                    yield block
-                block = _Block(offset + done, base_at)
-            size = min(_BLOCK_BYTES - block.size, spec.size_bytes - done)
-            block.add(spec.name, size)
-            done += size
-    if block.size:
-        yield block
+def _is_odd(values: FloatArray, largest: float) -> bool:
+    """Whether any value may be NaN, infinite or too large: each makes the sum of squares so.
+
+    In one pass, where the ends would take two. It is a little wrong, so what is near is odd too.
+    """
+    return not math.sqrt(squared_norm(values)) <= _NEARLY * largest
 
 
-def _is_odd(values: npt.NDArray[np.float32], largest: float) -> bool:
-    """Whether any value is NaN, infinite or too large: each makes one of both ends so."""
-    return not (-float(values.min()) <= largest and float(values.max()) <= largest)
-
-
-def _check_piece(name: str, values: npt.NDArray[np.float32], largest: float) -> None:
+def _check_piece(name: str, values: FloatArray, largest: float) -> None:
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN anywhere makes both NaN
         raise UpdateRefused(Refusal.NOT_FINITE, f"The tensor {name!r} holds NaN or infinity")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 import blake3
 import numpy as np
@@ -188,6 +188,21 @@ def data_offset_of(path: Path) -> int:
     return _HEADER_LENGTH.size + int(length)
 
 
+class Readable(Protocol):
+    """Something that a data section's bytes are read from."""
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` from the data section at ``offset`` bytes."""
+        ...
+
+
+def values_of(file: Readable, offset: int, size: int) -> FloatArray:
+    """The values in ``size`` bytes of a data section from ``offset`` bytes on."""
+    values = np.empty(size // _ITEM_BYTES, dtype=np.float32)
+    file.read_into(offset, values.view(np.uint8).data)
+    return values
+
+
 class TensorFile:
     """A canonical safetensors file, read tensor by tensor; holds one descriptor, no tensors."""
 
@@ -232,9 +247,7 @@ class TensorFile:
 
     def values(self, offset: int, size: int) -> FloatArray:
         """The values in ``size`` bytes of the data section from ``offset`` bytes on."""
-        values = np.empty(size // _ITEM_BYTES, dtype=np.float32)
-        self.read_into(offset, values.view(np.uint8).data)
-        return values
+        return values_of(self, offset, size)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` from the data section at ``offset`` bytes."""

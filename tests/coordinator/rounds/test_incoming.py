@@ -65,7 +65,8 @@ def coming(base: Path, payload: bytes) -> Incoming:
 
 
 def send(incoming: Incoming, payload: bytes, begin: int = 0, end: int | None = None) -> None:
-    for at in range(begin, len(payload) if end is None else end, _CHUNK):
+    payload = payload[:end]
+    for at in range(begin, len(payload), _CHUNK):
         data = payload[at : at + _CHUNK]
         incoming.write(Chunk(offset=at, crc32c=google_crc32c.value(data), data=data))
 
@@ -152,9 +153,9 @@ def test_values_are_read_once_and_in_order(base: Path) -> None:
         def __init__(self, file: TensorFile) -> None:
             self._file = file
 
-        def read_into(self, offset: int, view: memoryview) -> None:
-            spans.append((offset, offset + len(view)))
-            self._file.read_into(offset, view)
+        def values(self, offset: int, size: int) -> FloatArray:
+            spans.append((offset, offset + size))
+            return self._file.values(offset, size)
 
     with TensorFile(base) as file:
         inspection = Inspection(file.layout, file, ValidationPlan())
@@ -189,3 +190,19 @@ def test_an_encoded_update_is_unfolded_over_the_room_of_an_earlier_one(
     assert all(np.allclose(unfolded[name], given[name], rtol=2**-8) for name in given)
     assert [spare.stat().st_size for spare in (tmp_path / "spare").iterdir()] == [len(payload)]
     assert not part.exists()
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_what_came_is_checked_wherever_chunks_are_cut(base: Path, shift: int) -> None:
+    """Also between the bytes of a value, as an upload that goes on after a break may be."""
+    trained = model()
+    trained["fc.weight"][-1, -1] = np.inf
+    payload = payload_of(trained)
+    incoming = coming(base, payload)
+    send(incoming, payload, end=shift)
+    send(incoming, payload, begin=shift)
+    incoming.finish()
+    with pytest.raises(UpdateRefused) as refused:
+        incoming.checked()
+    incoming.close()
+    assert refused.value.reason is Refusal.NOT_FINITE
