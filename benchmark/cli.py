@@ -231,7 +231,8 @@ def transport(
         Optional[list[str]],  # noqa: UP045 - typer reads it
         typer.Option(
             metavar="NAME=PYTHON",
-            help="Another framework (flower) and an interpreter that has it; may be repeated.",
+            help="Another framework (flower, nvflare) and an interpreter that has it; "
+            "may be repeated.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

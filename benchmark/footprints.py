@@ -1,11 +1,13 @@
-"""What do processes take of the machine? As Linux counts it, for whoever started them."""
+"""What do processes take of the machine? As Linux counts it, for whoever started them.
+
+Drivers of peers import this in environments without ours: the standard library alone.
+"""
 
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _FIRST, _LAST = 11, 14
@@ -13,7 +15,8 @@ _FIRST, _LAST = 11, 14
 after the command's name, which may hold spaces."""
 
 
-class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
     """What a process has taken so far, and holds now."""
 
     peak_mb: float

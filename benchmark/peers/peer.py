@@ -34,7 +34,21 @@ class Kind:
     """What to install, as pip is told."""
 
 
-KINDS = {"flower": Kind(driver=Path(__file__).with_name("flower.py"), packages="flwr numpy")}
+_HERE = Path(__file__).parent
+KINDS = {
+    "flower": Kind(driver=_HERE / "flower.py", packages="flwr numpy"),
+    "nvflare": Kind(driver=_HERE / "flare.py", packages="nvflare numpy"),
+}
+
+_RUN_DRIVER = """
+import runpy, sys
+root, driver = sys.argv[1:3]
+sys.path.append(root)
+sys.argv[:3] = [driver]
+runpy.run_path(driver, run_name="__main__")
+"""
+"""Drivers import ``benchmark.peers.driving``. Our root comes last in their path and in no process's
+below them, so that nothing of ours stands before what the peer's environment has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +112,7 @@ def _peer_of(text: str) -> Peer:
     kind = KINDS[name]
     try:
         done = subprocess.run(
-            [python, kind.driver, "check"],
+            [*_command(python, kind.driver), "check"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -140,7 +154,7 @@ class Driver:
         self._words = folder / "driver.log"
         with self._words.open("wb") as words:
             self._process = subprocess.Popen(
-                [peer.python, peer.driver, "run", path],
+                [*_command(peer.python, peer.driver), "run", path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,
@@ -209,6 +223,11 @@ def measure_peer(
     return PeerRounds(
         seconds=tuple(seconds), cpu_seconds=tuple(cpu_s), server_peak_mb=server_peak_mb
     )
+
+
+def _command(python: str | Path, driver: Path) -> list[str | Path]:
+    """What runs a driver, but for its own arguments."""
+    return [python, "-I", "-c", _RUN_DRIVER, _HERE.parent.parent, driver]
 
 
 def _environment() -> dict[str, str]:

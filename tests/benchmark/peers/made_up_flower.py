@@ -1,8 +1,4 @@
-"""A virtual environment with programs that have the names of Flower's and do next to nothing.
-
-Flower itself is no dependency of ours. What is proved with this is our side: what is started with
-which words, what is read, and that everything ends.
-"""
+"""Programs that have the names of Flower's and do next to nothing."""
 
 import argparse
 import json
@@ -10,8 +6,9 @@ import signal
 import socket
 import sys
 import tomllib
-import venv
 from pathlib import Path
+
+from tests.benchmark.peers import made_up_environment
 
 VERSION = "1.41.7"
 SECONDS = 0.25
@@ -20,20 +17,10 @@ PEAK_MB = 50.0
 
 def make(folder: Path, *, mode: str = "", version: str = VERSION) -> Path:
     """The environment's interpreter; ``mode`` says what goes wrong in it."""
-    venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "ours.pth").write_text("\n".join(path for path in sys.path if "site-" in path))
-    (packages / "flwr").mkdir()
-    (packages / "flwr" / "__init__.py").touch()
-    about = packages / f"flwr-{version}.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: flwr\nVersion: {version}\n")
-    for name in ("flower-superlink", "flower-supernode", "flwr"):
-        program = folder / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec "{python}" "{__file__}" {name} "{mode}" "$@"\n')
-        program.chmod(0o755)
-    return python
+    programs = ("flower-superlink", "flower-supernode", "flwr")
+    return made_up_environment.make(
+        folder, package="flwr", version=version, programs=programs, run=Path(__file__), mode=mode
+    )
 
 
 def superlink(words: list[str], mode: str) -> None:

@@ -11,13 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark.cli import app
+from benchmark.peers import flare, flower
 from benchmark.peers import peer as peers
-from benchmark.peers.flower import check
 from benchmark.peers.peer import Driver, Kind, Peer, Task, measure_peer, peers_of
 from fedreid.errors import RunError, UsageError
-from tests.benchmark.peers import made_up_flower
+from tests.benchmark.peers import made_up_flare, made_up_flower
 
 _WITHIN_S = 30.0
+_MAKERS = {"flower": made_up_flower, "nvflare": made_up_flare}
+each_peer = pytest.mark.parametrize("name", _MAKERS)
 
 
 def gone(process: psutil.Process) -> bool:
@@ -42,8 +44,8 @@ def task(tmp_path: Path) -> Task:
     return Task(silos=2, rounds=3, shapes=[(2, 3)], certificate=pem, key=pem, root=pem)
 
 
-def flower(tmp_path: Path, mode: str = "") -> Peer:
-    (peer,) = peers_of([f"flower={made_up_flower.make(tmp_path / 'venv', mode=mode)}"])
+def made_up(name: str, tmp_path: Path, mode: str = "") -> Peer:
+    (peer,) = peers_of([f"{name}={_MAKERS[name].make(tmp_path / 'venv', mode=mode)}"])
     return peer
 
 
@@ -54,14 +56,15 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None
     monkeypatch.setitem(peers.KINDS, "flower", Kind(driver=path, packages="flwr numpy"))
 
 
-def test_a_peer_is_found_with_its_version(tmp_path: Path) -> None:
-    found = flower(tmp_path)
-    assert (found.name, found.version) == ("flower", made_up_flower.VERSION)
+@each_peer
+def test_a_peer_is_found_with_its_version(name: str, tmp_path: Path) -> None:
+    found = made_up(name, tmp_path)
+    assert (found.name, found.version) == (name, _MAKERS[name].VERSION)
 
 
 @pytest.mark.parametrize("text", ["rose=python", "flower", "flower=", ""])
 def test_what_is_no_peer_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="NAME=PYTHON, and there is a driver for flower"):
+    with pytest.raises(UsageError, match="NAME=PYTHON, and there is a driver for flower, nvflare"):
         peers_of([text])
 
 
@@ -84,10 +87,20 @@ def test_an_interpreter_without_the_peer_is_refused_before_anything_starts(
     assert done.output == ""
 
 
-def test_a_flower_of_another_make_is_refused(tmp_path: Path) -> None:
-    python = made_up_flower.make(tmp_path / "venv", version="1.29.0")
-    with pytest.raises(UsageError, match=r"flwr 1\.29\.0 is older than 1\.41"):
-        peers_of([f"flower={python}"])
+@pytest.mark.parametrize(
+    ("name", "version", "why"),
+    [
+        ("flower", "1.29.0", "flwr 1.29.0 is older than 1.41"),
+        ("nvflare", "2.7.2", "nvflare 2.7.2 is older than 2.8"),
+    ],
+)
+def test_a_peer_of_another_make_is_refused(
+    name: str, version: str, why: str, tmp_path: Path
+) -> None:
+    python = _MAKERS[name].make(tmp_path / "venv", version=version)
+    with pytest.raises(UsageError) as raised:
+        peers_of([f"{name}={python}"])
+    assert why in raised.value.why
 
 
 def test_an_interpreter_that_never_answers_is_refused(
@@ -105,31 +118,39 @@ def test_a_peer_given_twice_is_refused(tmp_path: Path) -> None:
         peers_of([f"flower={python}", f"flower={python}"])
 
 
-def test_flower_is_no_part_of_our_own_environment() -> None:
-    assert check() == {"missing": "not installed: flwr"}
+def test_no_peer_is_part_of_our_own_environment() -> None:
+    assert flower.check() == {"missing": "not installed: flwr"}
+    assert flare.check() == {"missing": "not installed: nvflare"}
 
 
-def test_a_peers_rounds_are_read(tmp_path: Path, task: Task) -> None:
+@each_peer
+def test_a_peers_rounds_are_read(name: str, tmp_path: Path, task: Task) -> None:
     said: list[str] = []
-    measured = measure_peer(flower(tmp_path), task, tmp_path / "work", tell=said.append)
-    assert measured.seconds == (made_up_flower.SECONDS,) * task.rounds
+    measured = measure_peer(made_up(name, tmp_path), task, tmp_path / "work", tell=said.append)
+    assert measured.seconds == (_MAKERS[name].SECONDS,) * task.rounds
     assert len(measured.cpu_seconds) == task.rounds and measured.cpu_seconds[0] > 0.0
-    assert measured.server_peak_mb > made_up_flower.PEAK_MB
-    assert said[-1] == "flower, round 3: 0.25 s"
+    assert measured.server_peak_mb > _MAKERS[name].PEAK_MB
+    assert said[-1] == f"{name}, round 3: 0.25 s"
 
 
 @pytest.mark.parametrize(
-    ("mode", "why"),
+    ("name", "mode", "why"),
     [
-        ("superlink ends", "superlink ended with 1: no room here"),
-        ("no node is wanted", "this node is not wanted"),
-        ("app fails", "the mean is off"),
-        ("app ends early", "ended early"),
+        ("flower", "superlink ends", "superlink ended with 1: no room here"),
+        ("flower", "no node is wanted", "this node is not wanted"),
+        ("flower", "app fails", "the mean is off"),
+        ("flower", "app ends early", "ended early"),
+        ("nvflare", "no kits", "this project is not liked"),
+        ("nvflare", "server ends", "localhost ended with 1: no room here"),
+        ("nvflare", "job fails", "the mean is off"),
+        ("nvflare", "job ends early", "ended early"),
     ],
 )
-def test_a_peer_that_fails_says_why(tmp_path: Path, task: Task, mode: str, why: str) -> None:
-    with pytest.raises(RunError, match="flower has failed") as raised:
-        measure_peer(flower(tmp_path, mode), task, tmp_path / "work", tell=print)
+def test_a_peer_that_fails_says_why(
+    name: str, mode: str, why: str, tmp_path: Path, task: Task
+) -> None:
+    with pytest.raises(RunError, match=f"{name} has failed") as raised:
+        measure_peer(made_up(name, tmp_path, mode), task, tmp_path / "work", tell=print)
     assert why in raised.value.why
 
 
@@ -185,13 +206,16 @@ def test_leaving_ends_every_process_of_a_peer(
     wait_until_gone([root, *below])
 
 
-def test_what_a_driver_started_ends_when_its_parent_is_killed(tmp_path: Path, task: Task) -> None:
-    found = flower(tmp_path)
+@each_peer
+def test_what_a_driver_started_ends_when_its_parent_is_killed(
+    name: str, tmp_path: Path, task: Task
+) -> None:
+    found = made_up(name, tmp_path)
     parent = (
         "import sys; from pathlib import Path; from benchmark.peers.peer import *\n"
         f"task = Task(silos=2, rounds=3, shapes=[], certificate={str(task.certificate)!r},\n"
         f"    key={str(task.key)!r}, root={str(task.root)!r})\n"
-        f"(peer,) = peers_of(['flower={found.python}'])\n"
+        f"(peer,) = peers_of(['{name}={found.python}'])\n"
         f"with Driver(peer, task, Path({str(tmp_path / 'work')!r})) as running:\n"
         "    for _ in range(4): running.line()\n"
         "    print(running.pid, flush=True)\n"
@@ -203,6 +227,6 @@ def test_what_a_driver_started_ends_when_its_parent_is_killed(tmp_path: Path, ta
         assert process.stdout is not None
         root = psutil.Process(int(process.stdout.readline()))
         below = root.children(recursive=True)
-        assert len(below) == 1 + task.silos  # a superlink and its nodes
+        assert len(below) == 1 + task.silos  # a server and its clients
         process.kill()
     wait_until_gone([root, *below])
