@@ -185,7 +185,7 @@ apart than what a stream has on its way."""
 SHARED_S = 5.0
 """How long such a chunk is given to others: a file that was mended is read again soon."""
 
-CONCURRENT_TRANSFERS = 8
+CONCURRENT_TRANSFERS = 4
 """Models, and updates, that move at once unless the plan says another number, beside those on slow
 lines: they fill the coordinator's processor, and other calls still have their turn in time."""
 

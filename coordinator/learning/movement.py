@@ -8,6 +8,8 @@ Letters: K silos, B values of one block.
 """
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,11 @@ from fedreid.jobs import Progress, ProgressSink
 from fedreid.wire.tensors import FloatArray, is_statistic
 
 _FEW = 12  # rows; with OpenBLAS both ways take as long for some sixteen
+_WALKS = 2
+"""Threads that compare many silos."""
+_MANY = 24
+"""Silos, from which on two threads are faster; of fewer they hand Python's lock to each other for
+every block, and take longer than one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,28 +54,68 @@ class Movement:
 
 
 def measure(files: RoundFiles, progress: ProgressSink) -> Movement:
-    """Walk the files of a round."""
+    """Walk the files of a round.
+
+    Of many silos in two threads, whose blocks are the same ones on every machine, and so the sums.
+    """
     count = len(files.updates_K)
-    products = np.zeros((count + 1, count + 1))  # the last row is the model's own movement
-    squared = {
-        spec.name: _none_moved(files, spec.name) for spec in files.specs if is_statistic(spec.name)
-    }
-    scratch = Scratch()
-    blocks = files.blocks
-    for done, (name, at, size) in enumerate(blocks, start=1):
-        found = _products(files, scratch, name, at, size)
-        if name in squared:
-            squared[name] += np.diag(found)[:count]
-        else:
-            products += found
-        progress(Progress(phase="comparing", done=done, total=len(blocks)))
+    walks = _WALKS if count >= _MANY else 1
+    with ThreadPoolExecutor(walks) as pool:
+        first, *others = [
+            pool.submit(_walk, files, files.blocks[start::walks], progress if start == 0 else None)
+            for start in range(walks)
+        ]
+        sums = first.result()
+        for other in others:
+            sums.add(other.result())
+    products = sums.products
     return Movement(
         products_KK=products[:count, :count],
         norms_K=np.sqrt(np.diag(products)[:count]),
         along_K=products[count, :count],
         moved=math.sqrt(products[count, count]),
-        statistics={name: np.sqrt(squared_K) for name, squared_K in squared.items()},
+        statistics={name: np.sqrt(squared_K) for name, squared_K in sums.squared.items()},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sums:
+    """Over some of the blocks."""
+
+    products: DoubleArray
+    """Of the learned tensors; the last row is the model's own movement."""
+    squared: dict[str, DoubleArray]
+    """By running statistic, of each silo's change."""
+
+    def add(self, other: "_Sums") -> None:
+        """Have the blocks of another walk, too."""
+        self.products[:] += other.products
+        for name, squared_K in other.squared.items():
+            self.squared[name] += squared_K
+
+
+def _walk(
+    files: RoundFiles, blocks: Sequence[tuple[str, int, int]], progress: ProgressSink | None
+) -> _Sums:
+    count = len(files.updates_K)
+    sums = _Sums(
+        products=np.zeros((count + 1, count + 1)),
+        squared={
+            spec.name: _none_moved(files, spec.name)
+            for spec in files.specs
+            if is_statistic(spec.name)
+        },
+    )
+    scratch = Scratch()
+    for done, (name, at, size) in enumerate(blocks, start=1):
+        found = _products(files, scratch, name, at, size)
+        if name in sums.squared:
+            sums.squared[name] += np.diag(found)[:count]
+        else:
+            sums.products[:] += found
+        if progress is not None:
+            progress(Progress(phase="comparing", done=done, total=len(blocks)))
+    return sums
 
 
 def _products(files: RoundFiles, scratch: Scratch, name: str, at: int, size: int) -> DoubleArray:

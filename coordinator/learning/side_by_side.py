@@ -1,8 +1,7 @@
 """How are the files of one round read beside each other? Tensor by tensor, block by block.
 
 One descriptor stays open per file. A block is the smaller the more silos there are, so memory
-grows neither with the number of silos nor with the model. One thread does it all: two that hand
-Python's lock to each other for every block took longer, a third longer with sixteen silos.
+grows neither with the number of silos nor with the model.
 
 Letters: K silos, B values of one block.
 """

@@ -238,7 +238,8 @@ def test_memory_does_not_grow_with_the_number_of_teachers(tmp_path: Path) -> Non
     told = subprocess.run([*child, *numbers], check=True, capture_output=True, text=True).stdout
     _, few_mib, many_mib = map(int, told.split())
     model_mib = (tmp_path / "model.safetensors").stat().st_size / 2**20
-    assert many_mib - few_mib < model_mib / 2
+    # Ten more that were kept would take ten models; the allocator's own swings take up to one.
+    assert many_mib - few_mib < 2 * model_mib
 
 
 def test_bf16_gives_nearly_the_same_targets_and_lowers_the_loss(site: Site) -> None:
