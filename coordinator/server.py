@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -51,7 +52,7 @@ from fedreid.exposition import Exposition
 from fedreid.files import held_alone, write_bytes
 from fedreid.health import Health
 from fedreid.jobs import Worker
-from fedreid.limits import DENIALS_S, THREAD_SWITCH_S
+from fedreid.limits import DENIALS_S, OBJECTS_BEFORE_COLLECTING, THREAD_SWITCH_S
 from fedreid.names import FederationName
 from fedreid.notify import Supervisor
 from fedreid.pki.signing import public_bytes
@@ -276,6 +277,8 @@ def serve(
     folders = Folders(data)
     config = load_config(folders)
     config = replace(config, listen=listen or config.listen, metrics=metrics or config.metrics)
+    gc.freeze()  # what is imported stays
+    gc.set_threshold(OBJECTS_BEFORE_COLLECTING)
     with held_alone(folders.root, by="coordinator"):
         asyncio.run(_serve_until_signal(folders, config, say))
 

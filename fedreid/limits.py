@@ -120,6 +120,11 @@ THREAD_SWITCH_S = 0.0005
 """After which a thread of the coordinator's that computes lets the event loop go on: Python's own
 5 ms would be added to each step of every call while updates are checked."""
 
+OBJECTS_BEFORE_COLLECTING = 20_000
+"""Objects made before the coordinator looks for cycles among them (Python: 700). Hundreds of
+connections hold many that live as long as they do, and looking through them again and again took
+a tenth of a round's time."""
+
 WAKING_AT_ONCE = 8
 """Long polls that go on at once when a round begins: a thousand silos wait for that, and between
 their answers other calls must have theirs within milliseconds. No more than that may wait for a
@@ -174,6 +179,10 @@ UPLOAD_WINDOW_BYTES = 2 * MIB
 """Of each upload, what may be on its way unread: it bounds the coordinator's memory by silo, where
 windows that gRPC widens by itself took 100 MB more with four of them. It must cover what a line
 carries within one round trip, or it slows it: 2 MiB are 168 Mbit/s over 100 ms."""
+
+RELIEVED_BYTES = MIB // 2
+"""After a larger update an agent dials anew: gRPC keeps as much with the connection as it once read
+in one go, up to the window and more, and the coordinator has hundreds of connections."""
 
 CONCURRENT_DOWNLOADS = 4
 """Chunks of models read at once, for the same reason; flow control bounds the rest."""

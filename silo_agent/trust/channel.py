@@ -24,7 +24,7 @@ from fedreid.limits import (
     MESSAGE_BYTES,
     PING_ANSWER_S,
     RECONNECT_MAX_S,
-    UPLOAD_WINDOW_BYTES,
+    RELIEVED_BYTES,
 )
 from fedreid.pki.identity import Identity
 from fedreid.v1 import federation_pb2 as pb
@@ -120,7 +120,7 @@ class Line:
         Both ends keep buffers with a connection that are as large as what it has carried at once,
         and the coordinator has hundreds of them.
         """
-        if sent_bytes > UPLOAD_WINDOW_BYTES:
+        if sent_bytes > RELIEVED_BYTES:
             self.dial_again()
 
     def dial_again(self) -> None:
